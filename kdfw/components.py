@@ -1,0 +1,430 @@
+"""The base class of each kind of component: what a plugin author implements.
+
+Every class here is built from recipe options alone (keyword-only constructor, cheap, no files, no models), so that a
+plan can be checked in full before anything loads. Whatever costs something happens in `load`, `bind`, `open` or `run`.
+Inherit one level; compose the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdfw.types import Batch, Clock, Example, LossTerms, Needs, Signals
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kdfw.data.ranking import Ranking
+    from kdfw.data.sets import Data, RankingData
+    from kdfw.engine.context import StageContext
+    from kdfw.errors import Problem
+    from kdfw.models.rows import MicroBatch, RowGroup
+    from kdfw.types import TextSource
+
+
+class Component:
+    """Anything a recipe can name by `type`."""
+
+    version: ClassVar[int] = 1
+    """Part of every fingerprint: raise it when the component gives other results for the same options."""
+    paper: ClassVar[str] = ""
+    """arXiv id or citation, printed by `kdfw explain`."""
+    common: ClassVar[type | None] = None
+    """Class whose constructor options every component of this kind also takes; built into `self.settings`."""
+    settings: Any
+
+
+# ---------------------------------------------------------------- numbers
+
+
+class Schedule(Component):
+    """A number that changes in training: a pure function of the clock, the same on every process and after a resume."""
+
+    needs: Needs = Needs()
+
+    def __call__(self, clock: Clock) -> float:
+        raise NotImplementedError
+
+    def at(self, clock: Clock, student: Signals | None = None, teachers: Sequence[Signals] = ()) -> float | Tensor:
+        """The value, for losses: a number, or for a learnable schedule a scalar or (Q,) tensor with a graph.
+
+        A learnable schedule is an `nn.Module` too; its parameters train with the stage's first optimizer.
+        """
+        return self(clock)
+
+
+class Constant(Schedule):
+    """The same value throughout; a plain number in a recipe means this."""
+
+    def __init__(self, *, value: float) -> None:
+        self.value = float(value)
+
+    def __call__(self, clock: Clock) -> float:
+        return self.value
+
+
+def as_schedule(value: Schedule | float) -> Schedule:
+    """Numbers become constants, so that components can write `temperature: Schedule | float = 1.0`."""
+    return value if isinstance(value, Schedule) else Constant(value=value)
+
+
+# ---------------------------------------------------------------- losses
+
+
+class LossSettings:
+    """Options that every loss has."""
+
+    def __init__(
+        self,
+        *,
+        weight: Annotated[Schedule | float, Field(description="multiplies the term; a number or a schedule")] = 1.0,
+        name: Annotated[str | None, Field(description="name in logs and reports; default: the type")] = None,
+        model: Annotated[
+            str | None, Field(description="which trained model of the stage it trains; default: the student")
+        ] = None,
+        teachers: Annotated[
+            list[int] | None, Field(description="which of the stage's teachers it uses, by position; default: all")
+        ] = None,
+    ) -> None:
+        self.weight = as_schedule(weight)
+        self.name = name
+        self.model = model
+        self.teachers = teachers
+
+
+class Loss(Component, nn.Module):
+    """A loss term over signals.
+
+    Means over items divide by `batch.num_items`, never by a local count: a step may be computed in shares.
+    Signals always hold the whole step (all processes) unless the task says otherwise (`Needs.whole_batch`).
+    """
+
+    common = LossSettings
+    settings: LossSettings
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.settings = LossSettings()
+
+    @property
+    def needs(self) -> Needs:
+        """What the loss reads; may depend on its options. Asked before anything loads."""
+        raise NotImplementedError
+
+    def setup(self, student: Model, teachers: Sequence[Model | Teacher]) -> None:
+        """Build trainable parts whose size depends on the models (projections). Called once, before training."""
+
+    def forward(self, student: Signals, teachers: Sequence[Signals], batch: Batch, clock: Clock) -> LossTerms:
+        raise NotImplementedError
+
+
+class Weighting(Component, nn.Module):
+    """Weights of teachers and items inside a distillation loss."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    def weights(self, student: Signals, teachers: Sequence[Signals], batch: Batch, clock: Clock) -> Tensor:
+        """(K, Q): the loss is the sum of `weights * per_item`. The uniform weighting is 1 / (K * batch.num_items)."""
+        raise NotImplementedError
+
+
+class DistillationLoss(Loss):
+    """A loss that compares the student with each teacher, item by item.
+
+    A subclass gives the value for one item and one teacher (`per_item`) and thereby gets, from the recipe, any
+    temperature (a schedule, or a learned one), a separate student temperature, any weighting of teachers and items,
+    and the choice of the signal it reads (`logits`, `batch_logits`, a granularity or a head).
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: Annotated[Schedule | float, Field(description="divides teacher and student scores; > 0")] = 1.0,
+        student_temperature: Annotated[
+            Schedule | None, Field(description="divides the student's scores instead of `temperature`")
+        ] = None,
+        weighting: Annotated[
+            Weighting | None, Field(description="weights of teachers and items; default: equal")
+        ] = None,
+        signal: Annotated[str, Field(description="the signal of both sides that is compared")] = "logits",
+    ) -> None:
+        super().__init__()
+        self.temperature = as_schedule(temperature)
+        self.student_temperature = None if student_temperature is None else as_schedule(student_temperature)
+        self.weighting = weighting
+        self.signal = signal
+
+    @property
+    def needs(self) -> Needs:
+        own = Needs(
+            student=frozenset({self.signal}),
+            teacher=frozenset({self.signal}),
+            teachers=(1, None),
+            whole_batch=self.signal == "batch_logits",
+        )
+        parts = [self.temperature.needs]
+        if self.student_temperature is not None:
+            parts.append(self.student_temperature.needs)
+        if self.weighting is not None:
+            parts.append(self.weighting.needs)
+        for part in parts:
+            own = own | part
+        return own
+
+    def per_item(
+        self,
+        student: Signals,
+        teacher: Signals,
+        batch: Batch,
+        teacher_temperature: float | Tensor,
+        student_temperature: float | Tensor,
+    ) -> Tensor:
+        """(Q,) values, without reduction. Temperatures are numbers or tensors of shape () or (Q,), with gradient."""
+        raise NotImplementedError
+
+    def forward(self, student: Signals, teachers: Sequence[Signals], batch: Batch, clock: Clock) -> LossTerms:
+        temperature = self.temperature.at(clock, student, teachers)
+        cooled = temperature
+        if self.student_temperature is not None:
+            cooled = self.student_temperature.at(clock, student, teachers)
+        values = torch.stack([self.per_item(student, teacher, batch, temperature, cooled) for teacher in teachers])
+        if self.weighting is None:
+            total = values.sum() / (len(teachers) * batch.num_items)
+        else:
+            total = (self.weighting.weights(student, teachers, batch, clock) * values).sum()
+        parts: dict[str, Tensor] = {}
+        if isinstance(temperature, Tensor):
+            parts["temperature"] = temperature.detach().mean()
+        elif not isinstance(self.temperature, Constant):
+            parts["temperature"] = torch.tensor(float(temperature))
+        return LossTerms(total=total, parts=parts)
+
+
+# ---------------------------------------------------------------- models
+
+
+class Model(Component, nn.Module):
+    """A model that turns a batch into signals. May be trained (a student) or frozen (a teacher).
+
+    The work is split so that one road serves training, scoring and encoding, with or without gradient caching, on any
+    number of processes (`kdfw/models/forward.py`):
+
+        rows(batch)      which token rows (or images) have to be computed, each distinct one once
+        encode(micro)    representations of one micro-batch of rows: the only expensive call, and the only one
+                         that runs in shares, by token budget and by process
+        signals(reps)    cheap: from the representations of all rows of the step to `Signals`
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset({"logits"})
+    """Names of the signals it can give."""
+    tasks: ClassVar[frozenset[str]] = frozenset({"ranking"})
+    local_signals: ClassVar[bool] = False
+    """True: signals are too large to gather (a vocabulary per token), so each share is turned into signals and losses
+    on its own; losses with `Needs.whole_batch` are refused."""
+    search: ClassVar[str] = ""
+    """How a corpus is searched with it: `dense`, `sparse`, `maxsim`, or empty when it cannot be."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+    def load(self, weights: Path | None = None) -> None:
+        """Load from a folder written by `save`, or from the base model named in the options."""
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> None:
+        """Write the model so that transformers (and sentence-transformers, where it has the type) load it unchanged."""
+        raise NotImplementedError
+
+    def base_fingerprint(self) -> str:
+        """Hash of what `load()` without a folder would read, without reading it into memory (a plan asks this)."""
+        raise NotImplementedError
+
+    def rows(self, batch: Batch, need: frozenset[str]) -> list[RowGroup]:
+        raise NotImplementedError
+
+    def encode(self, micro: MicroBatch, need: frozenset[str]) -> dict[str, Tensor]:
+        """Representations of a micro-batch: tensors whose first dimension is the micro-batch's rows."""
+        raise NotImplementedError
+
+    def signals(self, reps: Mapping[str, Mapping[str, Tensor]], batch: Batch, need: frozenset[str]) -> Signals:
+        """From representations by group and name (rows in the order of `rows`) to signals."""
+        raise NotImplementedError
+
+    def produce(self, batch: Batch, clock: Clock) -> Batch:
+        """A generator's turn: replace inputs of the batch by made-up ones (with a graph). Others return it unchanged."""
+        return batch
+
+
+class Teacher(Component):
+    """A source of teacher scores that is not a trainable model."""
+
+    provides: ClassVar[frozenset[str]] = frozenset({"logits"})
+    cacheable: ClassVar[bool] = True
+    """Whether scores may be stored by content. False for a teacher that changes while the student trains."""
+    made_texts: ClassVar[bool] = True
+    """Whether it can score texts made on the fly; a score file cannot."""
+
+    def fingerprint(self) -> str:
+        """Hash of everything its scores depend on (weights, template, lengths, endpoint and model name)."""
+        raise NotImplementedError
+
+    def load(self, context: StageContext) -> None:
+        """Get ready: open files, load weights, read the API key from the environment."""
+
+    def score(
+        self, query: Sequence[str], passages: Sequence[Sequence[str]], ids: Sequence[tuple[str, Sequence[str]]]
+    ) -> list[np.ndarray]:
+        """Scores of each query's passages: one float32 array a query, NaN where it has none.
+
+        Args:
+            query: Q query texts.
+            passages: for each query its candidate texts.
+            ids: for each query its id and those of the candidates (empty strings for made-up texts).
+        """
+        raise NotImplementedError
+
+
+# ---------------------------------------------------------------- data
+
+
+class Dataset(Component):
+    """Data of one task in some layout. `open` ingests it once into memory-mapped columns in the cache."""
+
+    task: ClassVar[str] = "ranking"
+
+    def fingerprint(self) -> str:
+        """Hash of the options and of the bytes of every file read; raises DataError naming a missing file."""
+        raise NotImplementedError
+
+    def splits(self) -> Sequence[str]:
+        """Names of the splits, without reading the data; used to check recipes."""
+        raise NotImplementedError
+
+    def open(self, cache: Path) -> Data:
+        """The data, ingested under `cache` if that has not happened yet."""
+        raise NotImplementedError
+
+
+class Sampler(Component):
+    """Draws training examples. What is drawn depends only on (seed, epoch, item)."""
+
+    tasks: ClassVar[frozenset[str]] = frozenset({"ranking"})
+    num_candidates: int | None = None
+    """Candidates of each example, when fixed by the options; used by checks and estimates."""
+
+    def bind(self, data: Data, split: str, context: StageContext) -> None:
+        """Open what the draws need: the split's items, candidate lists by `context.candidates(name)`."""
+        raise NotImplementedError
+
+    def items(self) -> Sequence[str]:
+        """Ids of the items of an epoch, in stored order (the trainer shuffles). Items without a usable example are
+        left out here, and counted in `skipped`."""
+        raise NotImplementedError
+
+    skipped: Mapping[str, int] = {}
+    """Why items were left out, and how many: shown in `kdfw check` and in the log."""
+
+    def draw(self, item: int, clock: Clock, rng: np.random.Generator) -> Example:
+        """The example of item number `item` of `items()`; draw only from `rng`."""
+        raise NotImplementedError
+
+
+class Augmenter(Component):
+    """Changes a drawn example: adds made-up candidates, rewrites passages, corrupts copies."""
+
+    tasks: ClassVar[frozenset[str]] = frozenset({"ranking"})
+    makes_texts: ClassVar[bool] = True
+    """True when candidates may be texts that are not in the corpus; then a teacher that only knows stored scores is
+    refused."""
+
+    def bind(self, data: Data, split: str, context: StageContext) -> None:
+        """Open what is needed: a tokenizer, pseudo-queries."""
+
+    def apply(self, example: Example, clock: Clock, rng: np.random.Generator) -> Example:
+        raise NotImplementedError
+
+
+class Retriever(Component):
+    """First-stage search."""
+
+    def fingerprint_parts(self) -> Mapping[str, Any]:
+        """What results depend on beside options, models and data (library version), for the fingerprint."""
+        return {}
+
+    def search(self, data: RankingData, queries: TextSource, depth: int, context: StageContext) -> Ranking:
+        """The best `depth` passages of every query, score descending, ties by id descending."""
+        raise NotImplementedError
+
+
+# ---------------------------------------------------------------- stages and methods
+
+
+class Stage(Component):
+    """One step of a plan: reads artifacts, writes one artifact (a folder)."""
+
+    produces: ClassVar[frozenset[str]] = frozenset()
+    """Of `model`, `candidates`, `scores`, `data`, `measures`: what later stages may refer to it as."""
+    seeded: ClassVar[bool] = False
+    """True when the recipe's seed changes the result."""
+
+    def check(self, plan: Any) -> Iterator[Problem]:
+        """Faults that need more than one option to see: signals a teacher cannot give, a split that is not there.
+
+        `plan` is a `kdfw.recipe.plan.PlanView`; nothing may be loaded.
+        """
+        return iter(())
+
+    def estimate(self, plan: Any) -> str:
+        """A few words on the work: `809 queries x 100 candidates`. Nothing may be loaded."""
+        return ""
+
+    def run(self, context: StageContext) -> None:
+        """Do the work and write the artifact into `context.folder`.
+
+        May be killed at any moment and started again in the same folder: whatever it finds there was written by an
+        earlier try of the very same stage (same fingerprint).
+        """
+        raise NotImplementedError
+
+    def preflight(self, context: StageContext) -> Mapping[str, Any]:
+        """One batch through the stage without training or writing: numbers for `kdfw check`."""
+        return {}
+
+
+class Method(Component):
+    """A published method as a list of plain stages."""
+
+    def expand(self, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Stages in the language of recipes.
+
+        Args:
+            recipe: the recipe's other keys (`models`, `data`, `train`, ...), read-only.
+        """
+        raise NotImplementedError
+
+
+KINDS: dict[str, type[Component]] = {
+    "student": Model,
+    "teacher": Teacher,
+    "sampler": Sampler,
+    "augmenter": Augmenter,
+    "loss": Loss,
+    "weighting": Weighting,
+    "schedule": Schedule,
+    "dataset": Dataset,
+    "retriever": Retriever,
+    "stage": Stage,
+    "method": Method,
+}
+"""Every kind of component; the hook that collects a kind is `kdfw_<kind>s`."""

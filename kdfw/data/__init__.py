@@ -1,0 +1,1 @@
+"""Data in the layouts people have, ingested once into memory-mapped columns."""

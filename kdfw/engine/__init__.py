@@ -1,0 +1,1 @@
+"""Runs plans: artifacts, stages, the training loop."""

@@ -1,0 +1,1 @@
+"""Measures that agree with the leaderboards, significance, run files, benchmarks by name."""

@@ -1,0 +1,1 @@
+"""The field's common losses over `Signals`."""

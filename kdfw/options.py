@@ -1,0 +1,437 @@
+"""Options of components: read from the constructor's typed signature, checked before anything is built.
+
+A component's options are the keyword-only parameters of its `__init__`. Plain parameters are checked by pydantic
+(`Annotated[float, Field(gt=0, description="...")]`). A parameter annotated with a component class (`Schedule`,
+`Retriever`, also `X | None`, `list[X]`, `dict[str, X]`) takes a nested component: `{type: NAME, ...}`, or just
+`NAME`, or for a schedule a number. A parameter annotated with a reference (`ModelRef`, `CandidatesRef`, ...) names
+something else in the recipe and is resolved by the planner.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic.fields import FieldInfo
+
+from kdfw.components import KINDS, Component
+from kdfw.errors import PluginError, Problem, did_you_mean
+from kdfw.references import Ref
+
+Path = tuple[str | int, ...]
+Where = Callable[[Path], str]
+"""Turns a path inside a recipe into `file:line: key`."""
+
+
+class Registry(Protocol):
+    """What option checking needs of `kdfw.plugins.Registry`."""
+
+    def names(self, kind: str) -> list[str]: ...
+    def get(self, kind: str, name: str) -> type[Component]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A name in a recipe that stands for something defined elsewhere in it."""
+
+    ref: Ref
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """A checked component of a recipe, not built yet."""
+
+    kind: str
+    type: str
+    cls: type[Component]
+    options: Mapping[str, Any]
+    """Plain values, nested `Spec`s, or lists and dicts of them; defaults are left out."""
+    common: Mapping[str, Any] = field(default_factory=dict)
+    """Options that every component of the kind has (a loss's weight)."""
+    references: tuple[Reference, ...] = ()
+    """Its own and those of nested components."""
+    path: Path = ()
+
+    def build(self) -> Any:
+        """The component, with its nested components."""
+        built = self.cls(**{name: _build(value) for name, value in self.options.items()})
+        if self.cls.common is not None:
+            built.settings = self.cls.common(**{name: _build(value) for name, value in self.common.items()})
+        return built
+
+    def canonical(self, resolve: Callable[[Reference], Any] | None = None) -> dict[str, Any]:
+        """A JSON value that changes exactly when the component would behave differently.
+
+        `resolve` replaces a reference by the fingerprint of what it points to; without it the name stays.
+        """
+        by_path = {reference.path: reference for reference in self.references}
+
+        def walk(value: Any, path: Path) -> Any:
+            if isinstance(value, Spec):
+                return value.canonical(resolve)
+            if path in by_path and resolve is not None:
+                return resolve(by_path[path])
+            if isinstance(value, BaseModel):
+                return value.model_dump(mode="json", exclude_unset=False)
+            if isinstance(value, Mapping):
+                return {str(key): walk(item, (*path, key)) for key, item in value.items()}
+            if isinstance(value, (list, tuple)):
+                return [walk(item, (*path, index)) for index, item in enumerate(value)]
+            return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+        known = {name: option.default for name, option in options_of(self.cls).items() if not option.required}
+        merged = {**known, **self.options}
+        body = {name: walk(value, (*self.path, name)) for name, value in sorted(merged.items())}
+        if self.cls.common is not None:
+            shared = {n: o.default for n, o in options_of(self.cls.common).items() if not o.required}
+            body |= {n: walk(v, (*self.path, n)) for n, v in sorted({**shared, **self.common}.items())}
+        return {"kind": self.kind, "type": self.type, "version": self.cls.version, "options": body}
+
+
+def _build(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return value.build()
+    if isinstance(value, list):
+        return [_build(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _build(item) for key, item in value.items()}
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One constructor parameter, as `kdfw explain` prints it."""
+
+    name: str
+    annotation: Any
+    """Without `Annotated` and without the container: the plain type, the component class, or `str` for a reference."""
+    form: Literal["plain", "component", "reference"]
+    container: Literal["one", "optional", "list", "dict"]
+    default: Any
+    required: bool
+    description: str
+    ref: Ref | None = None
+    field: Any = None
+    """(annotation, default or FieldInfo) for pydantic."""
+
+    @property
+    def type_text(self) -> str:
+        """How the type is written for people."""
+        if self.form == "component":
+            text = next((kind for kind, base in KINDS.items() if base is self.annotation), self.annotation.__name__)
+        elif self.form == "reference":
+            assert self.ref is not None
+            text = f"name of a {self.ref.to}"
+        else:
+            text = _type_text(self.annotation)
+        wrapped = {"one": text, "optional": f"{text} or null", "list": f"list of {text}", "dict": f"{text} by name"}
+        return wrapped[self.container]
+
+    @property
+    def range_text(self) -> str:
+        """`> 0, <= 1`, or an empty string."""
+        signs = {"Gt": ">", "Ge": ">=", "Lt": "<", "Le": "<="}
+        parts = []
+        for meta in _metadata(self.field):
+            sign = signs.get(type(meta).__name__)
+            if sign:
+                parts.append(f"{sign} {getattr(meta, type(meta).__name__.lower())}")
+        return ", ".join(parts)
+
+
+def _type_text(annotation: Any) -> str:
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return _type_text(typing.get_args(annotation)[0])
+    if origin is Literal:
+        return " | ".join(str(value) for value in typing.get_args(annotation))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type_text(part) for part in typing.get_args(annotation))
+    if annotation is type(None):
+        return "null"
+    if origin is not None:
+        inside = ", ".join(_type_text(part) for part in typing.get_args(annotation) if part is not Ellipsis)
+        return f"{getattr(origin, '__name__', origin)}[{inside}]"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def _metadata(field_definition: Any) -> list[Any]:
+    if field_definition is None:
+        return []
+    annotation, default = field_definition
+    found: list[Any] = []
+    if typing.get_origin(annotation) is Annotated:
+        for meta in typing.get_args(annotation)[1:]:
+            found.extend(meta.metadata if isinstance(meta, FieldInfo) else [meta])
+    if isinstance(default, FieldInfo):
+        found.extend(default.metadata)
+    return found
+
+
+def _split(annotation: Any) -> tuple[str, Any, Any]:
+    """(container, inner annotation with its `Annotated`, stripped inner type)."""
+    outer = typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
+    origin = typing.get_origin(outer)
+    if origin in (typing.Union, types.UnionType):
+        parts = [part for part in typing.get_args(outer) if part is not type(None)]
+        # a schedule may be written `Schedule | float`; the number is only shorthand
+        components = [part for part in parts if _is_component(_strip(part))]
+        if components:
+            parts = components
+        if len(parts) == 1 and (len(typing.get_args(outer)) > len(parts)):
+            optional = type(None) in typing.get_args(outer)
+            return ("optional" if optional else "one"), parts[0], _strip(parts[0])
+        return "one", annotation, outer
+    if origin in (list, tuple, Sequence):
+        inner = typing.get_args(outer)[0]
+        return "list", inner, _strip(inner)
+    if origin in (dict, Mapping):
+        inner = typing.get_args(outer)[1]
+        return "dict", inner, _strip(inner)
+    return "one", annotation, outer
+
+
+def _strip(annotation: Any) -> Any:
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
+
+
+def _ref(annotation: Any) -> Ref | None:
+    if typing.get_origin(annotation) is Annotated:
+        return next((meta for meta in typing.get_args(annotation)[1:] if isinstance(meta, Ref)), None)
+    return None
+
+
+def _is_component(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Component)
+
+
+@functools.cache
+def options_of(cls: type) -> dict[str, Option]:
+    """The options of a component class by name, in the order of the constructor.
+
+    Raises PluginError when the constructor has positional or untyped parameters.
+    """
+    if cls.__init__ is object.__init__ or not inspect.isfunction(cls.__init__):
+        return {}
+    try:
+        hints = typing.get_type_hints(cls.__init__, include_extras=True)
+    except NameError as error:
+        raise PluginError(f"{cls.__module__}.{cls.__qualname__}: cannot resolve an annotation: {error}") from error
+    documented = _documented_arguments(cls)
+    found: dict[str, Option] = {}
+    for name, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+                continue
+            raise PluginError(f"{cls.__module__}.{cls.__qualname__}: option {name!r} must be keyword-only")
+        if name not in hints:
+            raise PluginError(f"{cls.__module__}.{cls.__qualname__}: option {name!r} has no type")
+        required = parameter.default is inspect.Parameter.empty
+        default = None if required else parameter.default
+        container, inner, stripped = _split(hints[name])
+        ref = _ref(inner) or _ref(hints[name])
+        form: Literal["plain", "component", "reference"] = "plain"
+        if _is_component(stripped):
+            form = "component"
+        elif ref is not None:
+            form = "reference"
+        description = documented.get(name, "")
+        for meta in typing.get_args(hints[name])[1:] if typing.get_origin(hints[name]) is Annotated else ():
+            if isinstance(meta, FieldInfo) and meta.description:
+                description = meta.description
+        found[name] = Option(
+            name=name,
+            annotation=stripped if form != "plain" else hints[name],
+            form=form,
+            container=container if form != "plain" else "one",  # type: ignore[arg-type]
+            default=default,
+            required=required,
+            description=description,
+            ref=ref,
+            field=(hints[name], ... if required else default),
+        )
+    return found
+
+
+def _documented_arguments(cls: type) -> dict[str, str]:
+    """Descriptions from the `Args:` section of the class or constructor docstring."""
+    found: dict[str, str] = {}
+    for doc in (cls.__doc__, cls.__init__.__doc__):
+        section = re.search(r"Args:\n(.*?)(?:\n\s*\n|\n\s*(?:Returns|Raises|Shapes|Source)|\Z)", doc or "", re.S)
+        if section:
+            for match in re.finditer(r"^\s+(\w+):\s+(.+(?:\n\s{8,}.+)*)$", section.group(1), re.M):
+                found[match.group(1)] = " ".join(match.group(2).split())
+    return found
+
+
+@functools.cache
+def plain_model(cls: type) -> type[BaseModel]:
+    """A pydantic model of the plain options of a class; nested components and references are left to `check`."""
+    fields: dict[str, Any] = {}
+    for name, option in options_of(cls).items():
+        if option.form == "plain":
+            fields[name] = option.field
+        else:
+            fields[name] = (Any, ... if option.required else option.default)
+    return create_model(
+        f"{cls.__name__}Options",
+        __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True, strict=False, protected_namespaces=()),
+        **fields,
+    )
+
+
+def check(kind: str, raw: Any, path: Path, registry: Registry, where: Where, problems: list[Problem]) -> Spec | None:
+    """Check one component as it stands in a recipe; append what is wrong to `problems` and return None then."""
+    if kind == "schedule" and isinstance(raw, (int, float)) and not isinstance(raw, bool):
+        raw = {"type": "constant", "value": raw}
+    if isinstance(raw, str):
+        raw = {"type": raw}
+    if not isinstance(raw, Mapping):
+        problems.append(
+            Problem(where=where(path), found=f"found {_show(raw)}", fix=f"write a {kind}: {{type: NAME, ...}}")
+        )
+        return None
+    if "type" not in raw:
+        names = ", ".join(registry.names(kind))
+        problems.append(Problem(where=where(path), found=f"a {kind} without `type`", fix=f"known types: {names}"))
+        return None
+    name = raw["type"]
+    if name not in registry.names(kind):
+        known = registry.names(kind)
+        help_text = f"{did_you_mean(str(name), known)} known: {', '.join(known)}".strip()
+        problems.append(Problem(where=where((*path, "type")), found=f"no {kind} {name!r}", fix=help_text))
+        return None
+    cls = registry.get(kind, name)
+    given = {key: value for key, value in raw.items() if key != "type"}
+    shared: dict[str, Any] = {}
+    common_references: tuple[Reference, ...] = ()
+    before = len(problems)
+    if cls.common is not None:
+        own = options_of(cls)
+        mine = {key: value for key, value in given.items() if key in options_of(cls.common) and key not in own}
+        given = {key: value for key, value in given.items() if key not in mine}
+        shared, common_references = _check_options(cls.common, mine, path, registry, where, problems, ())
+    known_names = tuple(options_of(cls.common)) if cls.common is not None else ()
+    options, references = _check_options(cls, given, path, registry, where, problems, known_names)
+    if len(problems) > before:
+        return None
+    return Spec(
+        kind=kind,
+        type=name,
+        cls=cls,
+        options=options,
+        common=shared,
+        references=references + common_references,
+        path=path,
+    )
+
+
+def _check_options(
+    cls: type,
+    given: Mapping[str, Any],
+    path: Path,
+    registry: Registry,
+    where: Where,
+    problems: list[Problem],
+    also_known: tuple[str, ...],
+) -> tuple[dict[str, Any], tuple[Reference, ...]]:
+    declared = options_of(cls)
+    values: dict[str, Any] = {}
+    references: list[Reference] = []
+    try:
+        model = plain_model(cls)(**{str(key): value for key, value in given.items()})
+        values = {name: getattr(model, name) for name in given if declared[name].form == "plain"}
+    except ValidationError as error:
+        for fault in error.errors():
+            problems.append(_problem(fault, path, where, [*declared, *also_known]))
+    for name, option in declared.items():
+        if name not in given or option.form == "plain":
+            continue
+        raw, at = given[name], (*path, name)
+        if raw is None and (option.container == "optional" or option.default is None and not option.required):
+            values[name] = None
+            continue
+        items: list[tuple[Any, Path]]
+        if option.container == "list":
+            if not isinstance(raw, list):
+                raw = [raw]
+                items = [(raw[0], at)]
+            else:
+                items = [(item, (*at, index)) for index, item in enumerate(raw)]
+        elif option.container == "dict":
+            if not isinstance(raw, Mapping):
+                problems.append(Problem(where=where(at), found=f"found {_show(raw)}", fix="write names and values"))
+                continue
+            items = [(item, (*at, key)) for key, item in raw.items()]
+        else:
+            items = [(raw, at)]
+        checked: list[Any] = []
+        for item, item_path in items:
+            if option.form == "reference":
+                assert option.ref is not None
+                if not isinstance(item, str):
+                    fix = f"write the name of a {option.ref.to}"
+                    problems.append(Problem(where=where(item_path), found=f"found {_show(item)}", fix=fix))
+                    continue
+                references.append(Reference(ref=option.ref, name=item, path=item_path))
+                checked.append(item)
+            else:
+                kind = next(kind for kind, base in KINDS.items() if base is option.annotation)
+                nested = check(kind, item, item_path, registry, where, problems)
+                if nested is not None:
+                    references.extend(nested.references)
+                    checked.append(nested)
+        if option.container == "list":
+            values[name] = checked
+        elif option.container == "dict":
+            values[name] = dict(zip(given[name], checked, strict=False))
+        elif checked:
+            values[name] = checked[0]
+    return values, tuple(references)
+
+
+def _problem(fault: Any, path: Path, where: Where, known: list[str]) -> Problem:
+    location = tuple(part for part in fault["loc"] if not (isinstance(part, str) and part.startswith("function-")))
+    at = where((*path, *location))
+    kind = fault["type"]
+    if kind == "extra_forbidden":
+        name = str(location[-1])
+        nearest = did_you_mean(name, known)
+        fix = f"{nearest} known keys: {', '.join(known) or '(none)'}".strip()
+        return Problem(where=at, found=f"unknown key {name!r}", fix=fix)
+    if kind == "missing":
+        return Problem(where=where(path), found=f"missing key {location[-1]!r}", fix="add it")
+    return Problem(where=at, found=f"found {_show(fault.get('input'))}", fix=_lower(fault["msg"]))
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def iterate_specs(spec: Spec) -> Iterator[Spec]:
+    """The component and everything nested in it."""
+    yield spec
+    for value in [*spec.options.values(), *spec.common.values()]:
+        nested = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else [value]
+        for item in nested:
+            if isinstance(item, Spec):
+                yield from iterate_specs(item)
+
+
+def with_options(spec: Spec, **changes: Any) -> Spec:
+    """The same component with other plain options (already checked values)."""
+    return replace(spec, options={**spec.options, **changes})

@@ -1,0 +1,1 @@
+"""From YAML, with line numbers, to a typed recipe and a plan of stages."""

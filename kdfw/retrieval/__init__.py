@@ -1,0 +1,1 @@
+"""First-stage search: lexical, dense, sparse, late interaction; and the mining of candidates."""

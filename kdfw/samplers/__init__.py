@@ -1,0 +1,1 @@
+"""What training sees: which items, with which candidates, in each epoch."""

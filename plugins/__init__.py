@@ -1,0 +1,1 @@
+"""Published methods as plugins: one folder each, imported as `kdfw_plugins.<name>`."""
