@@ -262,7 +262,7 @@ class Model(Component, nn.Module):
         raise NotImplementedError
 
     def produce(self, batch: Batch, clock: Clock) -> Batch:
-        """A generator's turn: replace inputs of the batch by made-up ones (with a graph). Others return it unchanged."""
+        """A generator's turn: replace inputs of the batch by made-up ones (with a graph). Others change nothing."""
         return batch
 
 

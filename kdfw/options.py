@@ -14,7 +14,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Protocol
 
@@ -51,7 +51,7 @@ class Spec:
     """A checked component of a recipe, not built yet."""
 
     kind: str
-    type: str
+    name: str
     cls: type[Component]
     options: Mapping[str, Any]
     """Plain values, nested `Spec`s, or lists and dicts of them; defaults are left out."""
@@ -94,7 +94,7 @@ class Spec:
         if self.cls.common is not None:
             shared = {n: o.default for n, o in options_of(self.cls.common).items() if not o.required}
             body |= {n: walk(v, (*self.path, n)) for n, v in sorted({**shared, **self.common}.items())}
-        return {"kind": self.kind, "type": self.type, "version": self.cls.version, "options": body}
+        return {"kind": self.kind, "type": self.name, "version": self.cls.version, "options": body}
 
 
 def _build(value: Any) -> Any:
@@ -215,20 +215,22 @@ def _is_component(annotation: Any) -> bool:
 
 
 @functools.cache
-def options_of(cls: type) -> dict[str, Option]:
+def options_of(cls: Hashable) -> dict[str, Option]:
     """The options of a component class by name, in the order of the constructor.
 
     Raises PluginError when the constructor has positional or untyped parameters.
     """
-    if cls.__init__ is object.__init__ or not inspect.isfunction(cls.__init__):
+    assert isinstance(cls, type)
+    constructor = cls.__dict__.get("__init__") or getattr(cls, "__init__")  # noqa: B009
+    if constructor is object.__init__ or not inspect.isfunction(constructor):
         return {}
     try:
-        hints = typing.get_type_hints(cls.__init__, include_extras=True)
+        hints = typing.get_type_hints(constructor, include_extras=True)
     except NameError as error:
         raise PluginError(f"{cls.__module__}.{cls.__qualname__}: cannot resolve an annotation: {error}") from error
     documented = _documented_arguments(cls)
     found: dict[str, Option] = {}
-    for name, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:
+    for name, parameter in list(inspect.signature(constructor).parameters.items())[1:]:
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
                 continue
@@ -265,7 +267,7 @@ def options_of(cls: type) -> dict[str, Option]:
 def _documented_arguments(cls: type) -> dict[str, str]:
     """Descriptions from the `Args:` section of the class or constructor docstring."""
     found: dict[str, str] = {}
-    for doc in (cls.__doc__, cls.__init__.__doc__):
+    for doc in (cls.__doc__, getattr(cls, "__init__").__doc__):  # noqa: B009
         section = re.search(r"Args:\n(.*?)(?:\n\s*\n|\n\s*(?:Returns|Raises|Shapes|Source)|\Z)", doc or "", re.S)
         if section:
             for match in re.finditer(r"^\s+(\w+):\s+(.+(?:\n\s{8,}.+)*)$", section.group(1), re.M):
@@ -274,8 +276,9 @@ def _documented_arguments(cls: type) -> dict[str, str]:
 
 
 @functools.cache
-def plain_model(cls: type) -> type[BaseModel]:
+def plain_model(cls: Hashable) -> type[BaseModel]:
     """A pydantic model of the plain options of a class; nested components and references are left to `check`."""
+    assert isinstance(cls, type)
     fields: dict[str, Any] = {}
     for name, option in options_of(cls).items():
         if option.form == "plain":
@@ -326,7 +329,7 @@ def check(kind: str, raw: Any, path: Path, registry: Registry, where: Where, pro
         return None
     return Spec(
         kind=kind,
-        type=name,
+        name=name,
         cls=cls,
         options=options,
         common=shared,

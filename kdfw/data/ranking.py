@@ -33,7 +33,7 @@ class Ranking:
     def __len__(self) -> int:
         return len(self.query_ids)
 
-    def list(self, query: int) -> tuple[np.ndarray, np.ndarray]:
+    def of(self, query: int) -> tuple[np.ndarray, np.ndarray]:
         """(passage rows, scores) of query number `query`."""
         begin, end = int(self.starts[query]), int(self.starts[query + 1])
         return self.passages[begin:end], self.scores[begin:end]
@@ -46,7 +46,7 @@ class Ranking:
         """As a dictionary of ids, for measures and run files."""
         result: Run = {}
         for number, query_id in enumerate(self.query_ids):
-            rows, scores = self.list(number)
+            rows, scores = self.of(number)
             result[query_id] = {corpus.id(int(row)): float(score) for row, score in zip(rows, scores, strict=True)}
         return result
 

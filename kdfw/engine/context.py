@@ -35,7 +35,7 @@ class Workers:
         return range(begin, total * (self.rank + 1) // self.world_size)
 
     def gather(self, array: np.ndarray) -> np.ndarray:
-        """Concatenate every process's rows, in rank order, on every process. Arrays may differ in their first length."""
+        """Every process's rows, in rank order, on every process. Arrays may differ in their first length."""
         from kdfw.engine.processes import gather_rows
 
         return gather_rows(array, self)
