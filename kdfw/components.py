@@ -274,6 +274,19 @@ class Teacher(Component):
     """Whether scores may be stored by content. False for a teacher that changes while the student trains."""
     made_texts: ClassVar[bool] = True
     """Whether it can score texts made on the fly; a score file cannot."""
+    keeps_own_scores: ClassVar[bool] = False
+    """True when a score stage must not store its scores pair by pair: they depend on the whole list, cost nothing to
+    look up, or are stored by the teacher itself."""
+    copies_student: ClassVar[bool] = False
+    """True for a stand-in that the trainer replaces by a frozen copy of the student as the stage starts."""
+
+    def expected(self, queries: int, pairs: int) -> str:
+        """What scoring that much will cost, in words, or an empty string; said before a score stage starts."""
+        return ""
+
+    def report(self) -> Mapping[str, Any]:
+        """Numbers on the scoring done so far (calls, repaired answers, money), for the stage's summary."""
+        return {}
 
     def fingerprint(self) -> str:
         """Hash of everything its scores depend on (weights, template, lengths, endpoint and model name)."""
