@@ -261,6 +261,16 @@ class Model(Component, nn.Module):
         """From representations by group and name (rows in the order of `rows`) to signals."""
         raise NotImplementedError
 
+    feature_channels: int = 0
+    """Channels of the signal `features`; known once loaded, set by every model that provides the signal."""
+
+    def feature_logits(self, features: Tensor) -> Tensor:
+        """(Q, D) what the model's own head makes of feature maps (Q, C, height, width), its own or another model's.
+
+        Every model that provides `features` gives this; gradient flows through it into `features`.
+        """
+        raise NotImplementedError
+
     def produce(self, batch: Batch, clock: Clock) -> Batch:
         """A generator's turn: replace inputs of the batch by made-up ones (with a graph). Others change nothing."""
         return batch
