@@ -238,6 +238,18 @@ class Model(Component, nn.Module):
     def __init__(self) -> None:
         nn.Module.__init__(self)
 
+    token_cache: Path | None = None
+    """Where tokenised texts are kept; set by the engine after `load`. None: in memory."""
+    trust_remote_code: bool = False
+    """Set by the engine when the command line allows code from a model folder to run; never by a recipe."""
+
+    def fit_data(self, data: Data) -> None:
+        """Take what the model must know of the data (classes, image size) before `load`. Nothing by default."""
+
+    def num_items(self, batch: Batch) -> float:
+        """What means over items divide by; a translator counts target tokens."""
+        return float(len(batch))
+
     def load(self, weights: Path | None = None) -> None:
         """Load from a folder written by `save`, or from the base model named in the options."""
         raise NotImplementedError

@@ -1,0 +1,284 @@
+"""Run a plan: each stage once, from the cache where nothing it depends on has changed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdfw import __version__
+from kdfw.engine import fingerprint as fingerprints
+from kdfw.engine.artifacts import MANIFEST, Artifact, ArtifactStore
+from kdfw.engine.context import Workers
+from kdfw.engine.files import files_below, link_or_copy, write_atomic, write_json
+from kdfw.engine.processes import barrier, from_main
+from kdfw.engine.runtime import Context, Runtime
+from kdfw.errors import ArtifactError
+from kdfw.plugins import registry
+from kdfw.recipe.plan import Plan, PlannedStage
+
+log = logging.getLogger("kdfw")
+LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "faiss-cpu", "bm25s", "ranx", "tokenizers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """A finished run."""
+
+    folder: Path
+    stages: Mapping[str, Path]
+    """Folder in the run folder of each stage, by unique name."""
+    summaries: Mapping[str, Mapping[str, Any]]
+    nothing_to_do: bool
+    report: Path | None
+
+
+def default_out(plan: Plan) -> Path:
+    """`runs/<name>` below the working directory."""
+    return Path("runs") / plan.recipe.name
+
+
+def default_cache(out: Path) -> Path:
+    """`KDFW_CACHE`, or a folder beside the run."""
+    named = os.environ.get("KDFW_CACHE")
+    return Path(named).expanduser() if named else out.parent / ".kdfw-cache"
+
+
+def run_plan(
+    plan: Plan,
+    out: Path,
+    *,
+    cache: Path | None = None,
+    workers: Workers | None = None,
+    fresh: bool = False,
+    offline: bool = False,
+    trust_remote_code: bool = False,
+    device: Any = None,
+) -> RunResult:
+    """Run every stage that is not done yet, and write the run folder.
+
+    Raises: KdfwError subclasses for what a person can mend; KeyboardInterrupt after a clean stop.
+    """
+    import torch
+
+    workers = workers or Workers()
+    if fresh and workers.main and (out / "manifest.json").exists():
+        aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        os.replace(out, aside)
+        log.info("the earlier run is kept as %s", aside)
+    barrier(workers)
+    store = ArtifactStore(cache or default_cache(out), fallback=out / "cache")
+    if fresh and workers.main:
+        for planned in plan.stages:
+            store.set_aside(planned.kind, planned.fingerprint)
+    runtime = Runtime(
+        plan=plan,
+        store=store,
+        workers=workers,
+        device=device or torch.device("cpu"),
+        offline=offline,
+        trust_remote_code=trust_remote_code,
+    )
+    before = _finished(out, plan)
+    if workers.main:
+        _write_recipe(out, plan)
+    stages: dict[str, Path] = {}
+    summaries: dict[str, Mapping[str, Any]] = {}
+    records: list[dict[str, Any]] = []
+    worked = False
+    for planned in plan.stages:
+        began = time.monotonic()
+        artifact, cached = _stage(runtime, planned, out)
+        worked |= not cached
+        runtime.artifacts[planned.name] = artifact.folder
+        summaries[planned.name] = artifact.summary
+        stages[planned.name] = out / "stages" / planned.folder
+        seconds = time.monotonic() - began
+        records.append(
+            {
+                "name": planned.name,
+                "type": planned.kind,
+                "fingerprint": planned.fingerprint,
+                "cached": cached,
+                "seconds": round(seconds, 3),
+                "summary": dict(artifact.summary),
+            }
+        )
+        if workers.main:
+            _materialise(artifact, stages[planned.name])
+            _write_manifest(out, runtime, records, finished=False)
+    report = None
+    if workers.main:
+        if not (before and not worked):
+            _write_manifest(out, runtime, records, finished=True)
+        report = _report(out)
+    barrier(workers)
+    return RunResult(folder=out, stages=stages, summaries=summaries, nothing_to_do=before and not worked, report=report)
+
+
+def _stage(runtime: Runtime, planned: PlannedStage, out: Path) -> tuple[Artifact, bool]:
+    """The stage's artifact, and whether it was there already."""
+    store, workers = runtime.store, runtime.workers
+    found = store.find(planned.kind, planned.fingerprint) if workers.main else None
+    if from_main(found is not None, workers):
+        found = found or store.find(planned.kind, planned.fingerprint, verify=False)
+        assert found is not None
+        log.info("%s: unchanged, taken from the cache", planned.folder)
+        return found, True
+    if not workers.main:
+        barrier(workers)  # the main process now holds the lock, or has found another run's result
+        return _work(runtime, planned)
+    with store.locked(planned.kind, planned.fingerprint):
+        other = store.find(planned.kind, planned.fingerprint)
+        if other is not None and workers.world_size == 1:
+            log.info("%s: made by another run meanwhile", planned.folder)
+            return other, True
+        if other is not None:
+            store.set_aside(planned.kind, planned.fingerprint)  # the other processes are already on their way
+        barrier(workers)
+        return _work(runtime, planned)
+
+
+def _work(runtime: Runtime, planned: PlannedStage) -> tuple[Artifact, bool]:
+    store, workers = runtime.store, runtime.workers
+    log.info("%s: %s", planned.folder, planned.kind)
+    folder = store.work_folder(planned.kind, planned.fingerprint)
+    context = Context(runtime, planned, folder)
+    began = time.monotonic()
+    try:
+        planned.stage.run(context)
+    except OSError as error:
+        if error.errno in (28, 122):  # no space, or quota
+            raise ArtifactError(
+                f"{planned.folder}: the disk is full ({folder}); what was done is kept: free some space and run again"
+            ) from error
+        raise
+    finally:
+        context.release()
+    barrier(workers)
+    if workers.main:
+        artifact = store.commit(planned.kind, planned.fingerprint, context.summary_values)
+        log.info("%s: done in %.1f s", planned.folder, time.monotonic() - began)
+    barrier(workers)
+    found = artifact if workers.main else store.find(planned.kind, planned.fingerprint, verify=False)
+    assert found is not None
+    return found, False
+
+
+def _materialise(artifact: Artifact, target: Path) -> None:
+    """Put the artifact's files into the run folder (hard links where possible), replacing an older result."""
+    stamp = target / MANIFEST
+    if stamp.is_file():
+        try:
+            if json.loads(stamp.read_text(encoding="utf-8"))["fingerprint"] == artifact.fingerprint:
+                return
+        except (ValueError, KeyError):
+            pass
+    if target.exists():
+        aside = target.parent / ".replaced" / f"{target.name}-{time.time_ns()}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(target, aside)
+    building = target.parent / f".{target.name}.{os.getpid()}"
+    building.mkdir(parents=True, exist_ok=True)
+    names = files_below(artifact.folder)
+    link_or_copy(artifact.folder, building, names)
+    os.replace(building, target)
+
+
+def _finished(out: Path, plan: Plan) -> bool:
+    """Whether the run folder holds a finished run of this very plan."""
+    try:
+        manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    have = [stage.get("fingerprint") for stage in manifest.get("stages", [])]
+    return bool(manifest.get("finished")) and have == [planned.fingerprint for planned in plan.stages]
+
+
+def _write_recipe(out: Path, plan: Plan) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(dict(plan.recipe.resolved), sort_keys=False, allow_unicode=True, width=120)
+    write_atomic(out / "recipe.yaml", text)
+    write_json(
+        out / "plan.json",
+        {
+            "stages": [
+                {
+                    "name": planned.name,
+                    "type": planned.kind,
+                    "folder": planned.folder,
+                    "fingerprint": planned.fingerprint,
+                    "data": planned.data,
+                    "inputs": list(planned.inputs),
+                }
+                for planned in plan.stages
+            ]
+        },
+    )
+
+
+def _write_manifest(out: Path, runtime: Runtime, records: Sequence[Mapping[str, Any]], finished: bool) -> None:
+    from kdfw.models.precision import describe
+
+    write_json(
+        out / "manifest.json",
+        {
+            "kdfw": __version__,
+            "name": runtime.plan.recipe.name,
+            "seed": runtime.plan.recipe.seed,
+            "finished": finished,
+            "processes": runtime.workers.world_size,
+            "device": str(runtime.device),
+            "arithmetic": describe(),
+            "python": platform.python_version(),
+            "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
+            "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
+            "plugins": {info.name: f"{info.distribution} {info.version}" for info in registry().plugins},
+            "commit": _commit(),
+            "data": dict(runtime.plan.data_fingerprints),
+            "models": dict(runtime.plan.model_fingerprints),
+            "recipe": fingerprints.fingerprint(json.loads(json.dumps(runtime.plan.recipe.resolved, default=str))),
+            "stages": list(records),
+        },
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The git commit of the working directory, with a `+` when files differ from it."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+        if done.returncode:
+            return None
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+        return done.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def _report(out: Path) -> Path | None:
+    from kdfw.report import write_report
+
+    return write_report(out)

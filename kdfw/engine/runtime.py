@@ -1,0 +1,212 @@
+"""What a run holds while its stages run: data, models, processes, device; and the context each stage sees."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdfw.components import Model, Teacher
+from kdfw.data.ranking import Ranking
+from kdfw.engine.artifacts import ArtifactStore
+from kdfw.engine.context import Progress, Workers
+from kdfw.engine.progress import progress
+from kdfw.errors import ArtifactError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
+
+    from kdfw.data.sets import Data
+    from kdfw.recipe.plan import Plan, PlannedStage, Target
+
+log = logging.getLogger("kdfw")
+
+
+@dataclass(kw_only=True)
+class Runtime:
+    """One run on this process."""
+
+    plan: Plan
+    store: ArtifactStore
+    workers: Workers
+    device: torch.device
+    precision: str = "auto"
+    offline: bool = False
+    trust_remote_code: bool = False
+    """Only the command line can set it: a recipe can not make model code run."""
+    artifacts: dict[str, Path] = field(default_factory=dict)
+    """Committed folders by unique stage name."""
+    _data: dict[str, Data] = field(default_factory=dict)
+
+    def data(self, name: str) -> Data:
+        """A data set, ingested on first use."""
+        if name not in self._data:
+            self._data[name] = self.plan.datasets[name].open(self.store.shared / "data")
+        return self._data[name]
+
+    def model_spec(self, target: Target) -> Any:
+        """The spec of the model a target starts from."""
+        name = self._start(target)
+        return self.plan.recipe.models[name]
+
+    def _start(self, target: Target) -> str:
+        while target.kind == "stage":
+            planned = self.plan.stage(target.name)
+            trained: Mapping[str, str] = planned.stage.trained_models()  # type: ignore[attr-defined]
+            source = trained[target.part] if target.part else next(iter(trained.values()))
+            target = planned.targets[source]
+        return target.name
+
+    def weights(self, target: Target) -> Path | None:
+        """The folder with a trained model's weights; None for a model as it comes."""
+        if target.kind != "stage":
+            return None
+        folder = self.artifacts[target.name]
+        return folder / "models" / target.part if target.part else folder / "model"
+
+    def load_model(self, target: Target, data: str) -> Model:
+        """Build and load a model, on the device, in eval mode."""
+        model = self.model_spec(target).build()
+        if not isinstance(model, Model):
+            raise ConfigError(f"{target.name!r} is a teacher without a model of its own")
+        weights = self.weights(target)
+        model.trust_remote_code = self.trust_remote_code
+        model.fit_data(self.data(data))
+        model.load(weights)
+        model.token_cache = self.store.shared / "tokens"
+        return model.to(self.device).eval()
+
+    def fingerprint(self, target: Target) -> str:
+        """What a model comes from."""
+        if target.kind == "stage":
+            return f"{self.plan.stage(target.name).fingerprint}{'.' + target.part if target.part else ''}"
+        return self.plan.model_fingerprints[target.name]
+
+
+class Context:
+    """The `StageContext` of one running stage."""
+
+    def __init__(self, runtime: Runtime, planned: PlannedStage, folder: Path) -> None:
+        self.runtime = runtime
+        self.planned = planned
+        self.folder = folder
+        self.cache = runtime.store.shared
+        self.seed = runtime.plan.recipe.seed
+        self.workers = runtime.workers
+        self.device = runtime.device
+        self.precision = runtime.precision
+        self.offline = runtime.offline
+        self.log = log
+        self.summary_values: dict[str, Any] = {}
+        self._models: dict[str, Model | Teacher] = {}
+
+    def target(self, name: str) -> Target:
+        """What a reference of this stage points to."""
+        try:
+            return self.planned.targets[name]
+        except KeyError:
+            raise ConfigError(f"stage {self.planned.name!r} has no reference {name!r}") from None
+
+    def data(self, name: str | None = None) -> Data:
+        return self.runtime.data(self.planned.data if name is None else self.target(name).name)
+
+    def model(self, name: str) -> Model:
+        if name not in self._models:
+            self._models[name] = self.runtime.load_model(self.target(name), self.planned.data)
+        model = self._models[name]
+        if not isinstance(model, Model):
+            raise ConfigError(f"{name!r} is a source of scores, not a model")
+        return model
+
+    def model_fingerprint(self, name: str) -> str:
+        return self.runtime.fingerprint(self.target(name))
+
+    def teacher(self, name: str) -> Model | Teacher:
+        target = self.target(name)
+        if target.kind == "model" and self.runtime.plan.recipe.models[target.name].kind == "teacher":
+            if name not in self._models:
+                teacher: Teacher = self.runtime.plan.recipe.models[target.name].build()
+                teacher.load(_ModelContext(self, target.name))
+                self._models[name] = teacher
+            return self._models[name]
+        return self.model(name)
+
+    def candidates(self, name: str) -> Ranking:
+        target = self.target(name)
+        if target.kind == "data":
+            data = self.runtime.data(target.name)
+            rankings: Mapping[str, Ranking] = getattr(data, "rankings", {})
+            if target.part not in rankings:
+                raise DataError(f"data {target.name!r} has no candidates {target.part!r}; it has: {sorted(rankings)}")
+            return rankings[target.part]
+        return Ranking.load(self.artifact(name))
+
+    def scores(self, name: str) -> Ranking:
+        return Ranking.load(self.artifact(name))
+
+    def artifact(self, name: str) -> Path:
+        target = self.target(name)
+        if target.kind != "stage":
+            raise ConfigError(f"{name!r} is not a stage")
+        return self.runtime.artifacts[target.name]
+
+    def progress(self, total: int, title: str, unit: str = "it", start: int = 0) -> Progress:
+        return progress(total, f"{self.planned.folder} {title}", unit, main=self.workers.main, start=start)
+
+    def record(self, **values: Any) -> None:
+        if self.workers.main:
+            append_line(self.folder / "metrics.jsonl", values)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        self.summary_values |= dict(values)
+
+    def release(self) -> None:
+        """Forget loaded models, so that the next stage has the memory."""
+        self._models.clear()
+
+
+class _ModelContext(Context):
+    """The context given to a teacher's `load`: its references are those of its own spec under `models:`."""
+
+    def __init__(self, context: Context, model: str) -> None:
+        self.__dict__.update(context.__dict__)
+        self._model_name = model
+        self._models = {}
+
+    def target(self, name: str) -> Target:
+        from kdfw.recipe.plan import Target
+
+        if name in self.runtime.plan.models:
+            return Target(kind="model", name=name)
+        raise ConfigError(f"model {self._model_name!r} refers to {name!r}, which is not under `models:`")
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Append one JSON line; a line torn by a kill is dropped when the file is next cut back (`keep_lines`)."""
+    line = json.dumps(value, ensure_ascii=False) + "\n"
+    try:
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(line)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def keep_lines(path: Path, keep: Any) -> None:
+    """Keep the whole JSON lines for which `keep(value)` holds: a resumed stage writes the rest again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            break
+        if keep(value):
+            kept.append(line + "\n")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)

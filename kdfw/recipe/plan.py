@@ -1,0 +1,323 @@
+"""From a checked recipe to a plan: references resolved, combinations checked, every stage with its fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdfw.components import Dataset, Model, Stage, Teacher
+from kdfw.engine.fingerprint import fingerprint
+from kdfw.errors import ConfigError, KdfwError, Problem, one_of
+from kdfw.options import Reference, Spec, iterate_specs
+from kdfw.recipe.recipe import Recipe, StageEntry
+
+ENGINE_VERSION = 1
+"""Part of every fingerprint: raised when the engine itself computes something differently."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a reference points to."""
+
+    kind: str
+    """`model`, `stage` or `data`."""
+    name: str
+    """A model's or data set's name, or the unique name of an earlier stage."""
+    part: str = ""
+    """After a dot: one of several models that a stage trained, or a ranking that came with a data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStage:
+    """A stage ready to run."""
+
+    number: int
+    entry: StageEntry
+    stage: Stage
+    targets: Mapping[str, Target]
+    """By the reference as written in the recipe."""
+    data: str
+    """Name of the data set the stage works on."""
+    fingerprint: str
+    inputs: tuple[str, ...]
+    """Unique names of the earlier stages it reads."""
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def kind(self) -> str:
+        return self.entry.spec.name
+
+    @property
+    def folder(self) -> str:
+        """`03-distill`, the name in the run folder."""
+        return f"{self.number:02d}-{self.entry.folder}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Stages in order, with everything they refer to."""
+
+    recipe: Recipe
+    stages: tuple[PlannedStage, ...]
+    datasets: Mapping[str, Dataset]
+    models: Mapping[str, Model | Teacher]
+    """Built from options only; nothing is loaded."""
+    data_fingerprints: Mapping[str, str]
+    model_fingerprints: Mapping[str, str]
+
+    def stage(self, name: str) -> PlannedStage:
+        """By unique name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+
+class PlanView:
+    """What `Stage.check` and `Stage.estimate` may ask about the rest of the plan."""
+
+    def __init__(self, planner: _Planner, entry: StageEntry, targets: Mapping[str, Target], data: str) -> None:
+        self._planner = planner
+        self._entry = entry
+        self._targets = targets
+        self.data_name = data
+
+    def where(self, *path: str | int) -> str:
+        """`file:line: key` of an option of this stage."""
+        return self._planner.recipe.source.where((*self._entry.path, *path))
+
+    def problem(self, *path: str | int, found: str, fix: str = "") -> Problem:
+        """A fault at an option of this stage."""
+        return Problem(where=self.where(*path), found=found, fix=fix)
+
+    @property
+    def task(self) -> str:
+        """Task of the stage's data set."""
+        return self._planner.datasets[self.data_name].task
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """Splits of the stage's data set; empty when they cannot be known without the data."""
+        try:
+            return self._planner.datasets[self.data_name].splits()
+        except KdfwError:
+            return ()
+
+    def target(self, name: str) -> Target:
+        """What a reference of this stage points to."""
+        return self._targets[name]
+
+    def model(self, name: str) -> Model | Teacher | None:
+        """The model behind a reference (built, not loaded): itself, or what the stage it names starts from.
+
+        None when the reference names stored scores or candidates.
+        """
+        return self._planner.model_behind(self._targets[name])
+
+    def stage_of(self, name: str) -> Stage | None:
+        """The earlier stage a reference points to, or None for a model or a data set."""
+        target = self._targets[name]
+        return self._planner.built.get(target.name) if target.kind == "stage" else None
+
+    def provides(self, name: str) -> frozenset[str]:
+        """Names of the signals a model or teacher gives; stored scores give `logits`."""
+        model = self.model(name)
+        return frozenset({"logits"}) if model is None else model.provides
+
+    def size(self, name: str) -> str:
+        """A few words on how large something is, when that is known without loading it."""
+        return ""
+
+
+class _Planner:
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.problems: list[Problem] = list(recipe.problems)
+        self.datasets: dict[str, Dataset] = {}
+        self.models: dict[str, Model | Teacher] = {}
+        self.data_fingerprints: dict[str, str] = {}
+        self.model_fingerprints: dict[str, str] = {}
+        self.built: dict[str, Stage] = {}
+        self.entries: dict[str, StageEntry] = {}
+        self.latest: dict[str, str] = {}
+        self.fingerprints: dict[str, str] = {}
+        self.stage_targets: dict[str, Mapping[str, Target]] = {}
+
+    def plan(self) -> Plan:
+        self._build_data_and_models()
+        stages = []
+        for number, entry in enumerate(self.recipe.stages, start=1):
+            planned = self._plan_stage(number, entry)
+            if planned is not None:
+                stages.append(planned)
+            self.entries[entry.name] = entry
+            self.latest[entry.base] = entry.name
+        if self.problems:
+            raise ConfigError(list(dict.fromkeys(self.problems)))
+        return Plan(
+            recipe=self.recipe,
+            stages=tuple(stages),
+            datasets=self.datasets,
+            models=self.models,
+            data_fingerprints=self.data_fingerprints,
+            model_fingerprints=self.model_fingerprints,
+        )
+
+    def _build_data_and_models(self) -> None:
+        where = self.recipe.source.where
+        for name, spec in self.recipe.data.items():
+            try:
+                dataset: Dataset = spec.build()
+                self.datasets[name] = dataset
+                self.data_fingerprints[name] = fingerprint([spec.canonical(), dataset.fingerprint()])
+            except KdfwError as error:
+                self.problems.append(Problem(where=where(spec.path), found=str(error)))
+                self.data_fingerprints[name] = ""
+        for name, spec in self.recipe.models.items():
+            try:
+                self.models[name] = spec.build()
+            except (KdfwError, ValueError) as error:
+                self.problems.append(Problem(where=where(spec.path), found=str(error)))
+        pending = {name: self.recipe.models[name] for name in self.models}
+        for name, spec in pending.items():
+            targets = self._resolve(spec.references, also_models=True)
+            model = self.models[name]
+            try:
+                own = model.base_fingerprint() if isinstance(model, Model) else model.fingerprint()
+            except KdfwError as error:
+                self.problems.append(Problem(where=where(spec.path), found=str(error)))
+                own = ""
+            inner = [self.model_fingerprints.get(target.name, target.name) for target in targets.values()]
+            self.model_fingerprints[name] = fingerprint([ENGINE_VERSION, spec.canonical(), own, inner])
+
+    def _plan_stage(self, number: int, entry: StageEntry) -> PlannedStage | None:
+        targets = self._resolve(entry.spec.references)
+        self.stage_targets[entry.name] = targets
+        try:
+            stage: Stage = entry.spec.build()
+        except (KdfwError, ValueError) as error:
+            self.problems.append(Problem(where=self.recipe.source.where(entry.path), found=str(error)))
+            return None
+        self.built[entry.name] = stage
+        data = self._data_of(stage, targets)
+        if data not in self.datasets:
+            return None
+        missing = len(targets) < len({reference.name for reference in entry.spec.references})
+        if missing or any(target.kind == "faulty" for target in targets.values()):
+            return None  # that fault has been reported; further checks would only repeat it
+        view = PlanView(self, entry, targets, data)
+        self.problems.extend(stage.check(view))
+        inputs = [target.name for target in targets.values() if target.kind == "stage"]
+        value = fingerprint(
+            [
+                ENGINE_VERSION,
+                entry.spec.canonical(lambda reference: self._identity(targets[reference.name])),
+                self.data_fingerprints[data],
+                self.recipe.seed if stage.seeded else None,
+                self._library_parts(entry.spec),
+            ]
+        )
+        self.fingerprints[entry.name] = value
+        return PlannedStage(
+            number=number,
+            entry=entry,
+            stage=stage,
+            targets=targets,
+            data=data,
+            fingerprint=value,
+            inputs=tuple(dict.fromkeys(inputs)),
+        )
+
+    def _data_of(self, stage: Stage, targets: Mapping[str, Target]) -> str:
+        named = getattr(stage, "data", None)
+        if isinstance(named, str) and named in targets:
+            return targets[named].name
+        return next(iter(self.recipe.data), "data")
+
+    def _library_parts(self, spec: Spec) -> list[Any]:
+        return [
+            dict(nested.build().fingerprint_parts()) for nested in iterate_specs(spec) if nested.kind == "retriever"
+        ]
+
+    def _identity(self, target: Target) -> list[str]:
+        if target.kind == "stage":
+            return [self.fingerprints.get(target.name, ""), target.part]
+        if target.kind == "data":
+            return [self.data_fingerprints.get(target.name, ""), target.part]
+        return [self.model_fingerprints.get(target.name, ""), target.part]
+
+    def model_behind(self, target: Target) -> Model | Teacher | None:
+        """The model a target starts from, through any number of training stages."""
+        seen = set()
+        while target.kind == "stage" and target.name not in seen:
+            seen.add(target.name)
+            stage = self.built.get(target.name)
+            trained: Mapping[str, str] = getattr(stage, "trained_models", lambda: {})()
+            source = trained.get(target.part) if target.part else next(iter(trained.values()), None)
+            if source is None:
+                return None
+            target = self.stage_targets[target.name][source]
+        return self.models.get(target.name) if target.kind == "model" else None
+
+    def _resolve(self, references: Iterable[Reference], also_models: bool = False) -> dict[str, Target]:
+        found: dict[str, Target] = {}
+        for reference in references:
+            target = None
+            for alternative in [part.strip() for part in reference.name.split("|")]:
+                target = self._lookup(alternative, reference.ref.to)
+                if target is not None:
+                    break
+            if target is None:
+                self.problems.append(self._missing(reference))
+            else:
+                found[reference.name] = target
+        return found
+
+    def _lookup(self, name: str, to: str) -> Target | None:
+        base, _, part = name.partition(".")
+        if base in self.recipe.faulty:
+            return Target(kind="faulty", name=base)
+        unique = base if base in self.entries else self.latest.get(base, "")
+        if unique:
+            stage = self.built.get(unique)
+            if stage is None:
+                return Target(kind="stage", name=unique, part=part)  # it has a fault of its own
+            offers = {
+                "model": "model" in stage.produces,
+                "teacher": bool({"model", "scores"} & stage.produces),
+                "candidates": bool({"candidates", "scores"} & stage.produces),
+                "scores": "scores" in stage.produces,
+                "data": "data" in stage.produces,
+                "stage": True,
+            }
+            if offers[to]:
+                return Target(kind="stage", name=unique, part=part)
+        if to in ("model", "teacher") and base in self.recipe.models and not part:
+            built = self.models.get(base)
+            if built is None or to == "teacher" or isinstance(built, Model):
+                return Target(kind="model", name=base)
+        if to == "data" and base in self.recipe.data:
+            return Target(kind="data", name=base)
+        if to == "candidates" and base in self.recipe.data and part:
+            return Target(kind="data", name=base, part=part)
+        return None
+
+    def _missing(self, reference: Reference) -> Problem:
+        to = reference.ref.to
+        known = [base for base in self.latest if self._lookup(base, to)]
+        known += [name for name in [*self.recipe.models, *self.recipe.data] if self._lookup(name, to)]
+        names = [part.strip() for part in reference.name.split("|")]
+        later = {entry.base for entry in self.recipe.stages} - set(self.latest)
+        what = {"teacher": "model, teacher or score stage", "candidates": "stage with candidates"}.get(to, to)
+        fix = one_of(names[0].split(".")[0], known)
+        if any(name.split(".")[0] in later for name in names):
+            fix = f"the stage of that name comes later; move it up, or write `{names[0]} | NAME` for a first cycle"
+        return Problem(
+            where=self.recipe.source.where(reference.path), found=f"no {what} {reference.name!r} at this point", fix=fix
+        )
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Resolve and check. Raises ConfigError with every fault; loads no model and reads no data but file hashes."""
+    return _Planner(recipe).plan()

@@ -1,0 +1,301 @@
+"""From a YAML source to a typed recipe: every fault found at once, before anything loads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdfw.components import Dataset, Method
+from kdfw.errors import KdfwError, Problem, did_you_mean, one_of
+from kdfw.options import Registry, Spec, check
+from kdfw.recipe import simple
+from kdfw.recipe.source import RecipePath, Source, load, override
+from kdfw.types import TASKS
+
+FORMAT = 1
+"""Version of the recipe language: the value of the key `kdfw`."""
+
+TOP_KEYS = {
+    "kdfw": "version of the recipe language; 1",
+    "name": "name of the run; names the run folder",
+    "description": "a line for people",
+    "seed": "seed of everything random; default 13",
+    "data": "a data set {type: ...}, or several by name",
+    "models": "models and teachers by name",
+    "stages": "the stages, in order",
+    "method": "a published method that expands into stages",
+    "train": "defaults for the `train` settings of every training stage",
+    "student": "short form: the model to train",
+    "teacher": "short form: the model or teacher to learn from",
+    "teachers": "short form: several teachers",
+    "loss": "short form: one loss",
+    "losses": "short form: several losses",
+    "sampler": "short form: what training sees",
+    "candidates": "short form: how candidates are mined, {retriever: bm25, depth: 100}",
+    "evaluate": "short form: options of the closing evaluation",
+}
+MAX_CYCLES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEntry:
+    """One stage of the flat list, after methods, short forms and repeats have been expanded."""
+
+    name: str
+    """Unique: `distill`, or `distill#2` in the second cycle of a repeated block."""
+    base: str
+    """The name as written."""
+    cycle: int
+    """1-based; 0 outside repeated blocks."""
+    spec: Spec
+    path: RecipePath
+
+    @property
+    def folder(self) -> str:
+        """The name as part of a path."""
+        return self.name.replace("#", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A checked recipe."""
+
+    name: str
+    seed: int
+    data: Mapping[str, Spec]
+    models: Mapping[str, Spec]
+    stages: Sequence[StageEntry]
+    source: Source
+    resolved: Mapping[str, Any]
+    """The recipe in full form (short forms, methods and overrides expanded): what the run folder keeps."""
+    problems: Sequence[Problem] = ()
+    """Faults found so far; the planner adds its own and reports them all together."""
+    faulty: frozenset[str] = frozenset()
+    """Names of models, data sets and stages that have a fault: a reference to one is not a second fault."""
+
+
+def read(path: Path, registry: Registry, assignments: Sequence[str] = ()) -> Recipe:
+    """Load and check a recipe file; faults are in `Recipe.problems`, except for a file that is no YAML mapping."""
+    return build(override(load(path), assignments), registry)
+
+
+def build(source: Source, registry: Registry) -> Recipe:
+    """Check a source; faults are in `Recipe.problems`."""
+    problems: list[Problem] = []
+    raw = source.value
+    for key in raw:
+        if key not in TOP_KEYS:
+            fix = f"{did_you_mean(key, TOP_KEYS)} known keys: {', '.join(TOP_KEYS)}".strip()
+            problems.append(Problem(where=source.where((key,)), found=f"unknown key {key!r}", fix=fix))
+    if raw.get("kdfw", FORMAT) != FORMAT:
+        fix = f"this version of kdfw reads recipes of version {FORMAT}"
+        problems.append(Problem(where=source.where(("kdfw",)), found=f"found {raw['kdfw']!r}", fix=fix))
+    name = raw.get("name", Path(source.file).stem)
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        fix = "letters, digits, '.', '_' and '-'; it names the run folder"
+        problems.append(Problem(where=source.where(("name",)), found=f"found {name!r}", fix=fix))
+        name = "run"
+    seed = raw.get("seed", 13)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        problems.append(
+            Problem(where=source.where(("seed",)), found=f"found {seed!r}", fix="a whole number from 0 to 2**32 - 1")
+        )
+        seed = 13
+    data = _data(raw.get("data"), source, registry, problems)
+    task = _task(data)
+    full = dict(raw)
+    if raw.get("method") is not None:
+        full["stages"] = _method_stages(raw, source, registry, problems)
+        stages_path: RecipePath = ("method",)
+    elif raw.get("stages") is not None:
+        stages_path = ("stages",)
+    else:
+        full, notes = simple.expand(raw, task)
+        problems.extend(Problem(where=source.where(note.path), found=note.found, fix=note.fix) for note in notes)
+        stages_path = ()
+    models = _models(full.get("models"), source, registry, problems)
+    entries = list(_stages(full, stages_path, source, registry, problems))
+    if not entries and not problems:
+        problems.append(Problem(where=source.where(("stages",)), found="no stages", fix="add at least one"))
+    taken = set(models) | set(data)
+    for entry in entries:
+        if entry.base in taken:
+            fix = "models, data sets and stages share one set of names"
+            problems.append(Problem(where=source.where(entry.path), found=f"name {entry.base!r} is taken", fix=fix))
+    return Recipe(
+        name=name,
+        seed=seed,
+        data=data,
+        models=models,
+        stages=entries,
+        source=source,
+        resolved=_resolved(full, name, seed),
+        problems=problems,
+        faulty=frozenset(_written_names(full) - set(models) - set(data) - {entry.base for entry in entries}),
+    )
+
+
+def _written_names(full: Mapping[str, Any]) -> set[str]:
+    names = {str(name) for name in full["models"]} if isinstance(full.get("models"), Mapping) else set()
+    data = full.get("data")
+    if isinstance(data, Mapping) and "type" not in data:
+        names |= {str(name) for name in data}
+    stages = list(full["stages"]) if isinstance(full.get("stages"), list) else []
+    for item in stages:
+        if isinstance(item, Mapping):
+            names |= {str(item.get("name", item.get("type")))}
+            inner = item.get("stages")
+            stages += inner if isinstance(inner, list) else []
+    return names
+
+
+def _resolved(full: Mapping[str, Any], name: str, seed: int) -> dict[str, Any]:
+    order = ["data", "models", "stages", "train"]
+    rest = {key: full[key] for key in order if full.get(key) is not None}
+    head: dict[str, Any] = {"kdfw": FORMAT, "name": name, "seed": seed}
+    if full.get("description"):
+        head["description"] = full["description"]
+    return head | rest
+
+
+def _data(raw: Any, source: Source, registry: Registry, problems: list[Problem]) -> dict[str, Spec]:
+    if raw is None:
+        names = ", ".join(registry.names("dataset"))
+        fix = f"add `data: {{type: NAME, ...}}`; known types: {names}"
+        problems.append(Problem(where=source.where(()), found="no `data`", fix=fix))
+        return {}
+    if isinstance(raw, str) or (isinstance(raw, Mapping) and "type" in raw):
+        items = {"data": (raw, ("data",))}
+    elif isinstance(raw, Mapping) and raw:
+        items = {str(name): (item, ("data", name)) for name, item in raw.items()}
+    else:
+        problems.append(Problem(where=source.where(("data",)), found=f"found {raw!r}", fix="write {type: NAME, ...}"))
+        return {}
+    found = {}
+    for name, (item, path) in items.items():
+        spec = check("dataset", item, path, registry, source.where, problems)
+        if spec is not None:
+            found[name] = spec
+    return found
+
+
+def _task(data: Mapping[str, Spec]) -> str:
+    for spec in data.values():
+        assert issubclass(spec.cls, Dataset)
+        return spec.cls.task
+    return TASKS[0]
+
+
+def _models(raw: Any, source: Source, registry: Registry, problems: list[Problem]) -> dict[str, Spec]:
+    if raw is None:
+        return {}
+    if not isinstance(raw, Mapping):
+        problems.append(Problem(where=source.where(("models",)), found=f"found {raw!r}", fix="write models by name"))
+        return {}
+    found = {}
+    students, teachers = registry.names("student"), registry.names("teacher")
+    for name, item in raw.items():
+        path = ("models", name)
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", str(name)):
+            problems.append(
+                Problem(where=source.where(path), found=f"model name {name!r}", fix="letters, digits, '_' and '-'")
+            )
+        kind = "teacher" if isinstance(item, Mapping) and item.get("type") in teachers else "student"
+        if isinstance(item, Mapping) and "type" in item and item["type"] not in [*students, *teachers]:
+            fix = one_of(str(item["type"]), [*students, *teachers])
+            found_text = f"no model type {item['type']!r}"
+            problems.append(Problem(where=source.where((*path, "type")), found=found_text, fix=fix))
+            continue
+        spec = check(kind, item, path, registry, source.where, problems)
+        if spec is not None:
+            found[str(name)] = spec
+    return found
+
+
+def _method_stages(raw: Mapping[str, Any], source: Source, registry: Registry, problems: list[Problem]) -> Any:
+    if raw.get("stages") is not None:
+        fix = "a method expands into stages; write one of the two"
+        problems.append(Problem(where=source.where(("stages",)), found="both `method` and `stages`", fix=fix))
+    spec = check("method", raw["method"], ("method",), registry, source.where, problems)
+    if spec is None:
+        return None
+    method = spec.build()
+    assert isinstance(method, Method)
+    try:
+        return method.expand({key: value for key, value in raw.items() if key != "method"})
+    except KdfwError as error:
+        problems.append(Problem(where=source.where(("method",)), found=str(error)))
+        return None
+
+
+def _stages(
+    full: Mapping[str, Any], stages_path: RecipePath, source: Source, registry: Registry, problems: list[Problem]
+) -> Iterator[StageEntry]:
+    raw = full.get("stages")
+    if raw is None:
+        return
+    if not isinstance(raw, list):
+        problems.append(Problem(where=source.where(("stages",)), found=f"found {raw!r}", fix="write a list of stages"))
+        return
+    defaults = full.get("train") if isinstance(full.get("train"), Mapping) else {}
+    seen: dict[str, RecipePath] = {}
+    written = stages_path == ("stages",)
+    for index, item in enumerate(raw):
+        path: RecipePath = ("stages", index) if written else (*stages_path, index)
+        yield from _entries(item, path, 0, defaults or {}, seen, source, registry, problems)
+
+
+def _entries(
+    item: Any,
+    path: RecipePath,
+    cycle: int,
+    defaults: Mapping[str, Any],
+    seen: dict[str, RecipePath],
+    source: Source,
+    registry: Registry,
+    problems: list[Problem],
+) -> Iterator[StageEntry]:
+    if not isinstance(item, Mapping):
+        problems.append(Problem(where=source.where(path), found=f"found {item!r}", fix="a stage is {name, type, ...}"))
+        return
+    if "repeat" in item:
+        extra = [key for key in item if key not in ("repeat", "stages", "name")]
+        for key in extra:
+            fix = "a repeated block has `repeat` and `stages`"
+            problems.append(Problem(where=source.where((*path, key)), found=f"unknown key {key!r}", fix=fix))
+        count, block = item["repeat"], item.get("stages")
+        if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_CYCLES:
+            fix = f"a whole number from 1 to {MAX_CYCLES}"
+            problems.append(Problem(where=source.where((*path, "repeat")), found=f"found {count!r}", fix=fix))
+            return
+        if not isinstance(block, list) or not block:
+            problems.append(Problem(where=source.where((*path, "stages")), found=f"found {block!r}", fix="stages"))
+            return
+        if cycle:
+            problems.append(Problem(where=source.where(path), found="a repeated block in a repeated block"))
+            return
+        for number in range(1, count + 1):
+            fresh = problems if number == 1 else []  # the same faults in every cycle are one fault
+            for index, inner in enumerate(block):
+                yield from _entries(inner, (*path, "stages", index), number, defaults, seen, source, registry, fresh)
+        return
+    base = item.get("name", item.get("type"))
+    if not isinstance(base, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", base):
+        fix = "a stage has a `name` of letters, digits, '_' and '-'"
+        problems.append(Problem(where=source.where((*path, "name")), found=f"found {base!r}", fix=fix))
+        return
+    name = f"{base}#{cycle}" if cycle else base
+    if name in seen:
+        fix = f"first at {source.where(seen[name])}"
+        problems.append(Problem(where=source.where(path), found=f"stage name {base!r} again", fix=fix))
+        return
+    seen[name] = path
+    options = {key: value for key, value in item.items() if key != "name"}
+    if options.get("type") == "train" and defaults and isinstance(options.get("train", {}), Mapping):
+        options["train"] = {**defaults, **options.get("train", {})}
+    spec = check("stage", options, path, registry, source.where, problems)
+    if spec is not None:
+        yield StageEntry(name=name, base=base, cycle=cycle, spec=spec, path=path)

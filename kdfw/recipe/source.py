@@ -1,0 +1,242 @@
+"""YAML with line numbers: every value of a recipe knows the file and line it came from.
+
+Safe by construction: nodes are composed by PyYAML's safe loader and turned into plain values here, so no tag can
+build an object; aliases may not blow a small file up into a large value.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdfw.errors import ConfigError, Problem, one_of
+
+RecipePath = tuple[str | int, ...]
+MAX_NODES = 100_000
+MAX_DEPTH = 60
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, except that `1e-5` is a number (YAML 1.1 wants `1.0e-5`)."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _first in "-+.0123456789":
+    _Loader.yaml_implicit_resolvers.setdefault(_first, []).append(
+        ("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"))
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recipe as plain values, with the place each came from."""
+
+    value: dict[str, Any]
+    lines: dict[RecipePath, tuple[str, int]] = field(default_factory=dict)
+    """(file, line) of every key and list item; what the command line set has `command line` and 0."""
+    file: str = ""
+
+    def where(self, path: RecipePath) -> str:
+        """`file:line: key.path` of a path, or of the nearest parent that stands in the file."""
+        name = dotted(path)
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.lines:
+                file, line = self.lines[path[:length]]
+                place = f"{file}:{line}" if line else file
+                return f"{place}: {name}" if name else place
+        return f"{self.file}: {name}" if name else self.file
+
+
+def dotted(path: RecipePath) -> str:
+    """`stages[2].losses[0].weight`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else str(part))
+    return text
+
+
+def load(path: Path) -> Source:
+    """Read a recipe file. Raises ConfigError with file and line for anything that is not a mapping of plain values."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(Problem(where=str(path), found="no such file", fix="give the path of a recipe")) from None
+    except IsADirectoryError:
+        raise ConfigError(Problem(where=str(path), found="a folder", fix="give the path of a recipe file")) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(Problem(where=str(path), found=f"not UTF-8 text: {error}")) from None
+    except OSError as error:
+        raise ConfigError(Problem(where=str(path), found=f"cannot be read: {error.strerror}")) from None
+    return parse(text, str(path))
+
+
+def parse(text: str, file: str = "<text>") -> Source:
+    """Like `load`, from a string."""
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}" if mark else file
+        reason = getattr(error, "problem", None) or str(error).split("\n")[0]
+        raise ConfigError(Problem(where=where, found=f"not valid YAML: {reason}")) from None
+    except (RecursionError, ValueError) as error:
+        # PyYAML lets a few of its own failures on odd input through
+        raise ConfigError(Problem(where=file, found=f"not valid YAML: {type(error).__name__}")) from None
+    if node is None:
+        raise ConfigError(Problem(where=file, found="an empty file", fix="a recipe has at least `data` and `student`"))
+    lines: dict[RecipePath, tuple[str, int]] = {(): (file, 1)}
+    builder = _Builder(file, lines)
+    value = builder.build(node, (), 0)
+    if builder.problems:
+        raise ConfigError(builder.problems)
+    if not isinstance(value, dict):
+        found = f"a {type(value).__name__}"
+        raise ConfigError(Problem(where=file, found=found, fix="a recipe is a mapping of keys"))
+    return Source(value=value, lines=lines, file=file)
+
+
+class _Builder:
+    def __init__(self, file: str, lines: dict[RecipePath, tuple[str, int]]) -> None:
+        self.file = file
+        self.lines = lines
+        self.problems: list[Problem] = []
+        self.nodes = 0
+
+    def build(self, node: Any, path: RecipePath, depth: int) -> Any:
+        self.nodes += 1
+        if self.nodes > MAX_NODES or depth > MAX_DEPTH:
+            found = f"more than {MAX_NODES} values" if self.nodes > MAX_NODES else f"nested deeper than {MAX_DEPTH}"
+            raise ConfigError(Problem(where=self._at(node), found=found, fix="a recipe is small; aliases count too"))
+        if isinstance(node, yaml.MappingNode):
+            result: dict[str, Any] = {}
+            for key_node, value_node in node.value:
+                if key_node.tag == "tag:yaml.org,2002:merge":
+                    self.problems.append(
+                        Problem(where=self._at(key_node), found="a merge key `<<`", fix="write the keys out")
+                    )
+                    continue
+                if not isinstance(key_node, yaml.ScalarNode):
+                    self.problems.append(Problem(where=self._at(key_node), found="a key that is not text"))
+                    continue
+                key = key_node.value
+                if key in result:
+                    first = self.lines[(*path, key)][1]
+                    self.problems.append(
+                        Problem(where=self._at(key_node), found=f"key {key!r} again", fix=f"first at line {first}")
+                    )
+                    continue
+                self.lines[(*path, key)] = (self.file, key_node.start_mark.line + 1)
+                result[key] = self.build(value_node, (*path, key), depth + 1)
+            return result
+        if isinstance(node, yaml.SequenceNode):
+            items = []
+            for index, item in enumerate(node.value):
+                self.lines[(*path, index)] = (self.file, item.start_mark.line + 1)
+                items.append(self.build(item, (*path, index), depth + 1))
+            return items
+        return self._scalar(node)
+
+    def _scalar(self, node: Any) -> Any:
+        tag = node.tag.removeprefix("tag:yaml.org,2002:")
+        text = node.value
+        try:
+            if tag == "null":
+                return None
+            if tag == "bool":
+                return text.lower() in ("true", "yes", "on")
+            if tag == "int":
+                return int(text.replace("_", ""), 0) if not re.match(r"^[-+]?0\d", text) else int(text)
+            if tag == "float":
+                lowered = text.lower().replace("_", "")
+                if lowered.lstrip("+-") in (".inf", ".nan"):
+                    return float(lowered.replace(".", ""))
+                return float(lowered)
+        except ValueError:
+            return text
+        if tag in ("str", "timestamp"):
+            return text
+        self.problems.append(
+            Problem(where=self._at(node), found=f"the tag {node.tag}", fix="recipes hold plain values only")
+        )
+        return None
+
+    def _at(self, node: Any) -> str:
+        return f"{self.file}:{node.start_mark.line + 1}"
+
+
+def override(source: Source, assignments: Sequence[str]) -> Source:
+    """Apply `key.path=value` settings from the command line.
+
+    A part of the path is a key, the number of a list item, or the `name` of a list item (`stages.distill.train.lr`).
+    Keys that do not exist yet are created; list items are not. Raises ConfigError naming each setting that does not fit.
+    """
+    value = copy.deepcopy(source.value)
+    lines = dict(source.lines)
+    problems: list[Problem] = []
+    for assignment in assignments:
+        key, sign, text = assignment.partition("=")
+        where = f"command line: {assignment!r}"
+        if not sign or not key:
+            problems.append(Problem(where=where, found="not a setting", fix="write key.path=value"))
+            continue
+        try:
+            parsed = parse(f"value: {text}", "command line").value["value"] if text.strip() else ""
+        except ConfigError as error:
+            problems.append(Problem(where=where, found=str(error.problems[0].found)))
+            continue
+        here: Any = value
+        path: RecipePath = ()
+        parts = key.split(".")
+        failed = False
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            step: str | int = part
+            if isinstance(here, list):
+                found = _list_index(here, part)
+                if found is None:
+                    names = [str(item.get("name", i)) for i, item in enumerate(here) if isinstance(item, dict)]
+                    fix = one_of(part, names)
+                    problems.append(Problem(where=where, found=f"no item {part!r} in {dotted(path)}", fix=fix))
+                    failed = True
+                    break
+                step = found
+            elif not isinstance(here, dict):
+                problems.append(
+                    Problem(where=where, found=f"{dotted(path)} is {here!r}", fix="it has no keys below it")
+                )
+                failed = True
+                break
+            path = (*path, step)
+            if last:
+                here[step] = parsed  # type: ignore[index]
+            else:
+                if isinstance(here, dict) and (step not in here or here[step] is None):
+                    here[step] = {}
+                here = here[step]  # type: ignore[index]
+        if not failed:
+            for known in [known for known in lines if known[: len(path)] == path]:
+                del lines[known]
+            lines[path] = (f"command line ({assignment})", 0)
+    if problems:
+        raise ConfigError(problems)
+    return Source(value=value, lines=lines, file=source.file)
+
+
+def _list_index(items: list[Any], part: str) -> int | None:
+    if re.fullmatch(r"\d+", part) and int(part) < len(items):
+        return int(part)
+    for index, item in enumerate(items):
+        if isinstance(item, dict) and item.get("name") == part:
+            return index
+    return None
+
+
+WhereFunction = Callable[[RecipePath], str]
