@@ -1,0 +1,48 @@
+"""Search query by query, shared out over the processes of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdfw.data.ranking import Ranking
+
+if TYPE_CHECKING:
+    from kdfw.engine.context import StageContext, Workers
+    from kdfw.types import TextSource
+
+Found = tuple[np.ndarray, np.ndarray]
+"""(rows, scores) of one query, in order."""
+
+
+def search_in_shares(queries: TextSource, search: Callable[[int], Found], context: StageContext, title: str) -> Ranking:
+    """Each process searches its share of the queries; every process returns the whole ranking.
+
+    `search` gets the number of a query and must not depend on which other queries there are.
+    """
+    share = context.workers.share(len(queries))
+    found = []
+    with context.progress(len(share), title, "queries") as progress:
+        for number in share:
+            found.append(search(number))
+            progress.update()
+    return gathered(found, [queries.id(number) for number in range(len(queries))], context.workers)
+
+
+def gathered(found: Sequence[Found], query_ids: Sequence[str], workers: Workers) -> Ranking:
+    """The ranking of all queries, from each process's results of its share, on every process."""
+    lengths = np.asarray([len(rows) for rows, _ in found], dtype=np.int64)
+    rows = np.concatenate([np.asarray(rows, dtype=np.int64) for rows, _ in found] or [np.zeros(0, dtype=np.int64)])
+    scores = np.concatenate(
+        [np.asarray(scores, dtype=np.float32) for _, scores in found] or [np.zeros(0, dtype=np.float32)]
+    )
+    if workers.world_size > 1:
+        lengths, rows, scores = (workers.gather(part) for part in (lengths, rows, scores))
+    return Ranking(
+        query_ids=tuple(query_ids),
+        starts=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
+        passages=rows,
+        scores=scores,
+    )

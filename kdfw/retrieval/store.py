@@ -1,0 +1,50 @@
+"""Indexes kept in the cache by content: built once, committed in one rename, every byte verified when opened."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kdfw.data.store import build_folder, verify_digests
+from kdfw.errors import ArtifactError
+
+
+def kept(folder: Path, build: Callable[[Path], None], log: logging.Logger) -> Path:
+    """`folder`, built by `build` if it is not there yet; verified, and built again if a byte of it has changed.
+
+    Raises: ArtifactError when the folder cannot be written, or is damaged and cannot be replaced.
+    """
+
+    def make(temporary: Path) -> dict[str, str]:
+        build(temporary)
+        return {}
+
+    build_folder(folder, make)
+    try:
+        verify_digests(folder)
+    except ArtifactError as damage:
+        from filelock import FileLock
+
+        with writing(folder), FileLock(folder.with_name(f".{folder.name}.mend.lock")):
+            try:
+                verify_digests(folder)  # another process may have mended it while we waited
+            except ArtifactError:
+                log.warning("%s; building it again", damage)
+                shutil.rmtree(folder)
+                build_folder(folder, make)
+    return folder
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns a full disk or a read-only cache into an ArtifactError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(
+            f"{folder}: cannot be written: {error.strerror or error}; free space there or choose another cache "
+            "folder with KDFW_CACHE"
+        ) from error
