@@ -1,0 +1,97 @@
+"""Listwise KL over plain and dark candidates, on the instances the teacher is confident about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdfw.components import DistillationLoss, Schedule, Weighting
+from kdfw.losses.kl import kl_divergence
+from kdfw.losses.masking import compared, divide
+from kdfw.types import Batch, Clock, LossTerms, Needs, Signals
+from kdfw_plugins.adam.selection import End, Rule, Start, plain_columns, selection
+
+Unselected = Literal["skip", "plain"]
+
+
+def distilled(plain: Tensor, mask: Tensor, chosen: Tensor, unselected: Unselected) -> Tensor:
+    """(Q, D) bool: the candidates each item is distilled on.
+
+    A chosen item keeps its full list. Another keeps its plain list (`plain`) or nothing (`skip`).
+
+    Args:
+        plain: (Q, D) bool, real and not dark.
+        mask: (Q, D) bool, real.
+        chosen: (Q,) bool.
+    """
+    rest = plain if unselected == "plain" else torch.zeros_like(plain)
+    return torch.where(chosen[:, None], mask, rest)
+
+
+def divisor(chosen: Tensor, unselected: Unselected) -> Tensor:
+    """() what the sum over items is divided by: the number of chosen ones (at least 1) for `skip`, Q for `plain`."""
+    return chosen.sum().clamp_min(1) if unselected == "skip" else torch.tensor(len(chosen), device=chosen.device)
+
+
+class DarkDistillation(DistillationLoss):
+    """KL over the list with dark examples, where the teacher is confident on the plain list.
+
+    Args:
+        unselected: `skip` leaves the other instances out; `plain` distils them on their plain list.
+        scale_by_temperature: multiply by the student's temperature squared.
+    """
+
+    paper = "arXiv:2212.10192 (formulas reconstructed)"
+
+    def __init__(
+        self,
+        *,
+        temperature: Annotated[Schedule | float, Field(description="divides teacher and student scores; > 0")] = 1.0,
+        student_temperature: Annotated[
+            Schedule | None, Field(description="divides the student's scores instead of `temperature`")
+        ] = None,
+        weighting: Annotated[
+            Weighting | None, Field(description="weights of teachers and items; default: equal")
+        ] = None,
+        unselected: Unselected = "skip",
+        rule: Rule = "threshold",
+        start: Start = None,
+        end: End = None,
+        scale_by_temperature: bool = True,
+    ) -> None:
+        super().__init__(temperature=temperature, student_temperature=student_temperature, weighting=weighting)
+        self.unselected = unselected
+        self.select = selection(rule, start, end)
+        self.scale_by_temperature = scale_by_temperature
+
+    @property
+    def needs(self) -> Needs:
+        return super().needs | Needs(tasks=frozenset({"ranking"}), whole_batch=True)
+
+    def per_item(
+        self,
+        student: Signals,
+        teacher: Signals,
+        batch: Batch,
+        teacher_temperature: float | Tensor,
+        student_temperature: float | Tensor,
+    ) -> Tensor:
+        ours, theirs, mask = compared(student, teacher, self.signal, batch)
+        value = kl_divergence(divide(ours, student_temperature), divide(theirs, teacher_temperature), mask)
+        return value * student_temperature**2 if self.scale_by_temperature else value
+
+    def forward(self, student: Signals, teachers: Sequence[Signals], batch: Batch, clock: Clock) -> LossTerms:
+        logits = student["logits"]
+        mask = torch.ones_like(logits, dtype=torch.bool) if student.mask is None else student.mask
+        plain = plain_columns(batch, mask)
+        chosen = self.select(teachers, plain, clock)
+        kept = replace(student, mask=distilled(plain, mask, chosen, self.unselected))
+        # the base class divides by the number of items; a kept list of none is a divergence of 0
+        terms = super().forward(kept, teachers, batch, clock)
+        share = batch.num_items / divisor(chosen, self.unselected)
+        return LossTerms(total=terms.total * share, parts={**terms.parts, "selected": chosen.float().mean()})
