@@ -1,0 +1,78 @@
+"""Binary cross-entropy of each alternative with a hard or soft target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from kdfw.components import DistillationLoss
+from kdfw.losses.masking import compared, divide, masked_mean
+from kdfw.losses.options import Activation, Signal, StudentTemperature, TargetOption, Teachers, Temperature
+from kdfw.losses.targets import labels_as_teacher, target_needs
+from kdfw.types import Batch, Clock, LossTerms, Needs, Signals
+
+
+def binary_cross_entropy(student: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean over an item's alternatives of log(1 + exp(z)) - z * y: the cross-entropy of sigmoid(z) with y.
+
+    Args:
+        student: (Q, D) logits z; gradients flow here.
+        target: (Q, D) targets y. Usually in [0, 1]; not clipped: a negative target pushes its logit down for good,
+            which arXiv:2109.13059 uses on purpose (raw cosines).
+        mask: (Q, D) bool.
+    Returns: (Q,) in nats.
+    """
+    return masked_mean(softplus(student) - student * target, mask)
+
+
+class BCE(DistillationLoss):
+    """Binary cross-entropy with labels or with teacher scores as soft targets.
+
+    The target is used raw, after `temperature` and then `teacher_activation` (`sigmoid` when the teacher gives
+    logits; `none` when it gives cosines or probabilities). A class label becomes one-hot.
+    """
+
+    paper = "arXiv:2109.13059"
+
+    def __init__(
+        self,
+        *,
+        temperature: Temperature = 1.0,
+        student_temperature: StudentTemperature = None,
+        weighting: Teachers = None,
+        signal: Signal = "logits",
+        target: TargetOption = "teacher",
+        teacher_activation: Activation = "none",
+    ) -> None:
+        super().__init__(
+            temperature=temperature, student_temperature=student_temperature, weighting=weighting, signal=signal
+        )
+        self.target = target
+        self.teacher_activation = teacher_activation
+
+    @property
+    def needs(self) -> Needs:
+        return target_needs(super().needs, self.target)
+
+    def per_item(
+        self,
+        student: Signals,
+        teacher: Signals,
+        batch: Batch,
+        teacher_temperature: float | Tensor,
+        student_temperature: float | Tensor,
+    ) -> Tensor:
+        ours, theirs, mask = compared(student, teacher, self.signal, batch)
+        # labels are already targets: only a teacher's scores have a temperature and an activation
+        if self.target == "teacher":
+            theirs = divide(theirs, teacher_temperature)
+            if self.teacher_activation == "sigmoid":
+                theirs = theirs.sigmoid()
+        return binary_cross_entropy(divide(ours, student_temperature), theirs, mask)
+
+    def forward(self, student: Signals, teachers: Sequence[Signals], batch: Batch, clock: Clock) -> LossTerms:
+        if self.target == "labels":
+            teachers = [labels_as_teacher(student, batch, self.signal)]
+        return super().forward(student, teachers, batch, clock)

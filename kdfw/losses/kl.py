@@ -1,0 +1,83 @@
+"""Kullback-Leibler divergence between the distributions of teacher and student."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from kdfw.components import DistillationLoss
+from kdfw.losses.masking import compared, divide, masked_log_softmax
+from kdfw.losses.options import Signal, StudentTemperature, Teachers, Temperature
+from kdfw.types import Batch, Signals
+
+Direction = Literal["forward", "reverse"]
+
+
+def kl_divergence(student: Tensor, teacher: Tensor, mask: Tensor, direction: Direction = "forward") -> Tensor:
+    """KL divergence of each item's two distributions, in nats.
+
+    Args:
+        student: (Q, D) scores, already divided by their temperature; gradients flow here.
+        teacher: (Q, D) scores, likewise.
+        mask: (Q, D) bool, True where the alternative is real.
+        direction: `forward` is KL(teacher || student), which makes the student cover whatever the teacher finds
+            likely; `reverse` is KL(student || teacher), which makes it avoid what the teacher finds unlikely.
+    Returns: (Q,), >= 0; 0 for an item with fewer than two real alternatives.
+    """
+    log_t = masked_log_softmax(teacher, mask)
+    log_s = masked_log_softmax(student, mask)
+    if direction == "reverse":
+        log_t, log_s = log_s, log_t
+    return (log_t.exp() * (log_t - log_s)).sum(-1)
+
+
+class KL(DistillationLoss):
+    """KL divergence between softened distributions: the classic of distillation, for every task.
+
+    Per item: tau**2 * KL(softmax(teacher / tau) || softmax(student / tau)). For ranking the distribution is over
+    the item's candidates (ListNet's top-one probabilities up to a constant), or over all passages of the step with
+    `signal: batch_logits`.
+
+    The factor tau**2 is on by default: without it the gradient shrinks with 1 / tau**2, and every change of the
+    temperature silently changes the term's weight. With separate temperatures it is the student's that is squared,
+    since d/ds = (softmax(s / tau_s) - softmax(t / tau_t)) / tau_s. Turn it off for recipes whose temperature is part
+    of the student's similarity (a cosine over 0.01, as in arXiv:2212.03533).
+    """
+
+    paper = "arXiv:1503.02531"
+
+    def __init__(
+        self,
+        *,
+        temperature: Temperature = 1.0,
+        student_temperature: StudentTemperature = None,
+        weighting: Teachers = None,
+        signal: Signal = "logits",
+        direction: Annotated[
+            Direction, Field(description="forward: KL(teacher || student); reverse: KL(student || teacher)")
+        ] = "forward",
+        scale_by_temperature: Annotated[
+            bool, Field(description="multiply by the student's temperature squared, which keeps the gradient's size")
+        ] = True,
+    ) -> None:
+        super().__init__(
+            temperature=temperature, student_temperature=student_temperature, weighting=weighting, signal=signal
+        )
+        self.direction = direction
+        self.scale_by_temperature = scale_by_temperature
+
+    def per_item(
+        self,
+        student: Signals,
+        teacher: Signals,
+        batch: Batch,
+        teacher_temperature: float | Tensor,
+        student_temperature: float | Tensor,
+    ) -> Tensor:
+        ours, theirs, mask = compared(student, teacher, self.signal, batch)
+        value = kl_divergence(
+            divide(ours, student_temperature), divide(theirs, teacher_temperature), mask, self.direction
+        )
+        return value * student_temperature**2 if self.scale_by_temperature else value
