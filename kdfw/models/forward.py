@@ -1,0 +1,610 @@
+"""The one road from rows to representations: training, scoring and encoding all go through `represent`.
+
+Rows are sorted by length and cut into micro-batches by token budget, so that little is padding; the cut depends on the
+lengths and the number of processes alone. Each process computes some of the micro-batches and all of them get every
+representation, in the order of the rows.
+
+Parameters used inside `Model.encode` get on each process the gradient of its own rows: the trainer sums them over the
+processes. Parameters used outside (in `Model.signals`, in losses) get the whole gradient everywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdfw.components import Model
+from kdfw.engine.context import Workers
+from kdfw.models.rows import MicroBatch, RowGroup
+from kdfw.types import Batch, Signals, Text, TextSource
+
+log = logging.getLogger(__name__)
+
+Representations = dict[str, dict[str, Tensor]]
+"""By group, then by name: tensors whose first dimension is the group's rows."""
+
+
+@dataclass
+class Budget:
+    """How much goes through a model at once. Shrinks when memory runs out, and stays so."""
+
+    tokens: int = 8192
+    """Largest number of tokens of a micro-batch, padding included."""
+    max_rows: int = 1024
+    pieces: int = 1
+    """Into how many pieces each micro-batch is cut because memory ran out."""
+
+    def shrink(self) -> None:
+        """Halve what goes through at once; says so the first time."""
+        if self.pieces == 1:
+            log.warning("out of memory: micro-batches are halved from here on (same results, a little slower)")
+        self.pieces *= 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One micro-batch before it is assembled."""
+
+    group: int
+    rows: np.ndarray
+    """Row numbers within the group."""
+    owner: int
+    """Rank of the process that computes it."""
+
+
+def micro_batches(lengths: np.ndarray, token_budget: int, max_rows: int = 1 << 30) -> list[np.ndarray]:
+    """Row numbers sorted by length (longest first, ties by number), cut so that rows x longest <= `token_budget`.
+
+    A row longer than the budget gets a micro-batch of its own: this is never a reason to fail.
+    """
+    lengths = np.asarray(lengths)
+    order = np.lexsort((np.arange(len(lengths)), -lengths))
+    found = []
+    begin = 0
+    while begin < len(order):
+        longest = max(int(lengths[order[begin]]), 1)
+        count = max(1, min(token_budget // longest, max_rows))
+        found.append(order[begin : begin + count])
+        begin += count
+    return found
+
+
+def share_of(lengths: Sequence[np.ndarray], workers: Workers, budget: Budget) -> list[Piece]:
+    """Every micro-batch of a step with the process that computes it: the same list on every process.
+
+    Micro-batches are dealt out by their padded tokens, the largest first, each to the process with the least so far.
+    When too few of them make the shares uneven, they are cut smaller.
+
+    Args:
+        lengths: for each group (R,) tokens of its rows.
+    """
+    size = workers.world_size
+    token_budget = budget.tokens
+    if size > 1:
+        total = int(sum(int(group.sum()) for group in lengths))
+        token_budget = max(1, min(token_budget, -(-total // size)))
+    while True:
+        cut = [
+            (number, rows)
+            for number, group in enumerate(lengths)
+            for rows in micro_batches(group, token_budget, budget.max_rows)
+        ]
+        costs = np.asarray([len(rows) * int(lengths[number][rows].max()) for number, rows in cut], dtype=np.int64)
+        loads = np.zeros(size, dtype=np.int64)
+        owners = np.zeros(len(cut), dtype=np.int64)
+        for piece in np.lexsort((np.arange(len(cut)), -costs)):
+            owners[piece] = int(loads.argmin())
+            loads[owners[piece]] += costs[piece]
+        finest = all(len(rows) == 1 for _, rows in cut)
+        if size == 1 or finest or loads.max() * size <= 1.2 * loads.sum() or len(cut) >= 8 * size:
+            break
+        token_budget = max(1, token_budget // 2)
+    return [
+        Piece(group=number, rows=rows, owner=int(owner)) for (number, rows), owner in zip(cut, owners, strict=True)
+    ]
+
+
+def assemble(group: RowGroup, rows: np.ndarray, device: torch.device, pad_id: int = 0) -> MicroBatch:
+    """Rows of a group, padded on the right to the longest of them. The mask is None when nothing is padded."""
+    if group.tensor is not None:
+        chosen = group.tensor[torch.from_numpy(rows).to(group.tensor.device)]
+        return MicroBatch(group=group.name, tensor=chosen.to(device, non_blocking=True))
+    ids, mask, lengths = _pad([group.ids[row] for row in rows], pad_id)
+    types = None
+    if group.type_ids is not None:
+        types = _to(_pad([group.type_ids[row] for row in rows], 0)[0], device)
+    targets = None
+    if group.targets is not None:
+        targets = _to(_pad([group.targets[row] for row in rows], -100)[0], device)
+    return MicroBatch(
+        group=group.name,
+        ids=_to(ids, device),
+        mask=None if mask.all() else _to(mask, device),
+        type_ids=types,
+        lengths=_to(lengths, device),
+        targets=targets,
+    )
+
+
+def _pad(rows: Sequence[np.ndarray], fill: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
+    mask = np.arange(int(lengths.max(initial=0))) < lengths[:, None]
+    padded = np.full(mask.shape, fill, dtype=np.int64)
+    padded[mask] = np.concatenate(rows)
+    return padded, mask, lengths
+
+
+def _to(array: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+# ---------------------------------------------------------------- the road
+
+
+def represent(
+    model: Model,
+    groups: Sequence[RowGroup],
+    need: frozenset[str],
+    *,
+    device: torch.device | str = "cpu",
+    budget: Budget | None = None,
+    workers: Workers | None = None,
+    rng_key: tuple[int, ...] | None = None,
+    autocast: torch.dtype | None = None,
+) -> Representations:
+    """Representations of all rows of the step, with a graph when gradients are enabled.
+
+    Args:
+        rng_key: (seed, step, ...) from which the dropout of every micro-batch is drawn, so that a resumed run and a second
+            pass over the same rows repeat bit for bit; None draws from torch's generator as it stands.
+        autocast: dtype of the matrix products (`kdfw.models.precision.autocast_dtype`); results are float32.
+    Returns: by group name and representation name, (R, ...) in the order of the rows. Where micro-batches differ in
+    their second dimension (tokens), shorter ones are filled up with zeros.
+    """
+    run = _Run(model, groups, need, device, budget, workers, rng_key, autocast)
+    own = run.own_representations()
+    return run.complete(own)
+
+
+@dataclass
+class Cached:
+    """What `represent_cached` leaves for `backward_cached`."""
+
+    reps: Representations
+    """Leaves: a loss computed from them puts its gradient into their `.grad`."""
+    run: _Run
+    shapes: list[dict[str, tuple[int, ...]]] = field(default_factory=list)
+    """Shape of each own micro-batch's representations."""
+
+
+def represent_cached(
+    model: Model,
+    groups: Sequence[RowGroup],
+    need: frozenset[str],
+    *,
+    device: torch.device | str = "cpu",
+    budget: Budget | None = None,
+    workers: Workers | None = None,
+    rng_key: tuple[int, ...] | None = None,
+    autocast: torch.dtype | None = None,
+) -> Cached:
+    """First pass of gradient caching (arXiv:2101.06983), for any loss: representations without the graph behind them.
+
+    Compute signals and losses from `Cached.reps`, call backward, then `backward_cached`: memory is bound by one
+    micro-batch and the gradients are those of `represent`. `rng_key` is required where the model draws dropout.
+    """
+    run = _Run(model, groups, need, device, budget, workers, rng_key, autocast)
+    if model.training and rng_key is None:
+        raise ValueError("gradient caching needs `rng_key`: the second pass must draw the same dropout")
+    with torch.no_grad():
+        own = run.own_representations()
+        reps = run.complete(own)
+    for named in reps.values():
+        for name, value in named.items():
+            if value.is_floating_point():
+                named[name] = value.detach().requires_grad_()
+    shapes = [{name: tuple(value.shape) for name, value in part.items()} for part in own.parts]
+    return Cached(reps=reps, run=run, shapes=shapes)
+
+
+def backward_cached(cached: Cached) -> None:
+    """Second pass: encode each own micro-batch again, with a graph, and send the stored gradients through it."""
+    run = cached.run
+    inputs: dict[int, Tensor] = {}
+    with _frozen_statistics(run.model), run.casting():
+        for (number, piece), shapes in zip(run.own, cached.shapes, strict=True):
+            group = run.groups[piece.group]
+            leaves = cached.reps[group.name]
+            made = group.tensor is not None and group.tensor.requires_grad
+            for index, part in run.parts(piece):
+                source = group
+                if made:
+                    assert group.tensor is not None
+                    source = replace(group, tensor=group.tensor.detach()[torch.from_numpy(part)].requires_grad_())
+                    found = run.encode(source, np.arange(len(part)), number, index)
+                else:
+                    found = run.encode(group, part, number, index)
+                outputs, gradients = [], []
+                for name, value in found.items():
+                    gradient = leaves[name].grad
+                    if gradient is None or not value.requires_grad:
+                        continue
+                    own = gradient.index_select(0, torch.from_numpy(part).to(gradient.device))
+                    if own.dim() > 1 and own.shape[1] != value.shape[1]:
+                        own = own[:, : value.shape[1]]
+                    outputs.append(value)
+                    gradients.append(own)
+                if outputs:
+                    torch.autograd.backward(outputs, gradients)
+                if made and source.tensor is not None and source.tensor.grad is not None:
+                    assert group.tensor is not None
+                    total = inputs.setdefault(piece.group, torch.zeros_like(group.tensor))
+                    total[torch.from_numpy(part)] += source.tensor.grad
+    for group_number, gradient in inputs.items():
+        tensor = run.groups[group_number].tensor
+        assert tensor is not None
+        tensor.backward(gradient)
+
+
+@contextlib.contextmanager
+def _frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Running statistics of normalisation layers as they were: the second pass must not count the rows again."""
+    kept = [
+        (buffer, buffer.clone())
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for buffer in module.buffers(recurse=False)
+    ]
+    yield
+    for buffer, value in kept:
+        buffer.copy_(value)
+
+
+@dataclass
+class _Own:
+    """Representations of this process's micro-batches, in the order of the plan."""
+
+    parts: list[dict[str, Tensor]]
+
+
+class _Run:
+    """One pass of some groups through a model: the plan, and what both passes of gradient caching share."""
+
+    def __init__(
+        self,
+        model: Model,
+        groups: Sequence[RowGroup],
+        need: frozenset[str],
+        device: torch.device | str,
+        budget: Budget | None,
+        workers: Workers | None,
+        rng_key: tuple[int, ...] | None,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self.model, self.groups, self.need = model, list(groups), need
+        self.device = torch.device(device)
+        self.budget = budget or Budget()
+        self.workers = workers or Workers()
+        self.rng_key = rng_key if model.training else None
+        self.autocast = autocast
+        self.pad_id = int(getattr(model, "pad_id", 0))
+        self.pieces = share_of([group.lengths() for group in self.groups], self.workers, self.budget)
+        self.own = [(n, piece) for n, piece in enumerate(self.pieces) if piece.owner == self.workers.rank]
+        names = [group.name for group in self.groups]
+        assert len(set(names)) == len(names), f"two groups of one name: {names}"
+
+    def casting(self) -> contextlib.AbstractContextManager[Any]:
+        """Entered once around all micro-batches, so that weights are cast once."""
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.autocast)
+
+    def parts(self, piece: Piece) -> Iterator[tuple[int, np.ndarray]]:
+        """The rows of a micro-batch, in as many parts as memory asks for."""
+        for index, part in enumerate(np.array_split(piece.rows, min(self.budget.pieces, len(piece.rows)))):
+            yield index, part
+
+    def encode(self, group: RowGroup, rows: np.ndarray, number: int, index: int) -> dict[str, Tensor]:
+        """One micro-batch through the model; floating values come back as float32."""
+        micro = assemble(group, rows, self.device, self.pad_id)
+        with _dropout_of(None if self.rng_key is None else (*self.rng_key, number, index), self.device):
+            found = self.model.encode(micro, self.need)
+        return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
+
+    def own_representations(self) -> _Own:
+        done: list[dict[str, Tensor]] = []
+        with self.casting():
+            for number, piece in self.own:
+                group = self.groups[piece.group]
+                done.append(
+                    retry_out_of_memory(
+                        lambda group=group, piece=piece, number=number: _join(  # type: ignore[misc]
+                            [self.encode(group, part, number, index) for index, part in self.parts(piece)]
+                        ),
+                        self.budget,
+                        smallest=len(piece.rows),
+                    )
+                )
+        return _Own(parts=done)
+
+    def complete(self, own: _Own) -> Representations:
+        """Own representations joined, exchanged between processes, and put in the order of the rows."""
+        result: Representations = {}
+        for group_number, group in enumerate(self.groups):
+            if not len(group):
+                result[group.name] = {}
+                continue
+            mine = [part for part, (_, piece) in zip(own.parts, self.own, strict=True) if piece.group == group_number]
+            order = [piece.rows for piece in self.pieces if piece.group == group_number]
+            if self.workers.world_size > 1:
+                order = [
+                    piece.rows
+                    for rank in range(self.workers.world_size)
+                    for piece in self.pieces
+                    if piece.group == group_number and piece.owner == rank
+                ]
+                if not mine:
+                    # nothing of this group here: one row shows which representations there are, and is dropped
+                    with torch.no_grad(), self.casting():
+                        probe = self.encode(group, np.zeros(1, dtype=np.int64), len(self.pieces), 0)
+                    mine = [{name: value[:0] for name, value in probe.items()}]
+            joined = _join(mine)
+            if self.workers.world_size > 1:
+                joined = {name: gather_rows(joined[name], self.workers) for name in sorted(joined)}
+            sequence = np.concatenate(order)
+            back = np.empty(len(sequence), dtype=np.int64)
+            back[sequence] = np.arange(len(sequence))
+            index = torch.from_numpy(back).to(self.device)
+            result[group.name] = {name: value.index_select(0, index) for name, value in joined.items()}
+        return result
+
+
+def _join(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Concatenated along rows; second dimensions that differ are filled up with zeros."""
+    if len(parts) == 1:
+        return dict(parts[0])
+    joined = {}
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        if values[0].dim() > 1:
+            widest = max(value.shape[1] for value in values)
+            values = [_widen(value, widest) for value in values]
+        joined[name] = torch.cat(values)
+    return joined
+
+
+def _widen(value: Tensor, width: int) -> Tensor:
+    missing = width - value.shape[1]
+    if not missing:
+        return value
+    return torch.cat((value, value.new_zeros(value.shape[0], missing, *value.shape[2:])), dim=1)
+
+
+@contextlib.contextmanager
+def _dropout_of(key: tuple[int, ...] | None, device: torch.device) -> Iterator[None]:
+    """Draws inside depend on `key` alone, and leave torch's generators as they were."""
+    if key is None:
+        yield
+        return
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+        torch.manual_seed(seed)
+        yield
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a GPU or a CPU."""
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def retry_out_of_memory(work: Callable[[], dict[str, Tensor]], budget: Budget, smallest: int) -> dict[str, Tensor]:
+    """`work()`, again with `budget` halved as often as memory runs out and there is more than one row to cut."""
+    while True:
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or budget.pieces >= smallest:
+                raise
+        # outside the handler: the exception would keep the tensors of the failed try alive
+        budget.shrink()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+# ---------------------------------------------------------------- between processes
+
+
+def gather_rows(own: Tensor, workers: Workers) -> Tensor:
+    """Rows of all processes in rank order; the gradient of a process's own rows comes back to it.
+
+    Every process must compute the same function of the result: then no process needs another's gradient.
+    """
+    if workers.world_size == 1:
+        return own
+    result: Tensor = _Gather.apply(own, workers.rank, workers.world_size)
+    return result
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, rank: int, world_size: int) -> Tensor:
+        import torch.distributed as dist
+
+        width = own.shape[1] if own.dim() > 1 else 0
+        shape = torch.tensor([own.shape[0], width], dtype=torch.long, device=own.device)
+        shapes = [torch.empty_like(shape) for _ in range(world_size)]
+        dist.all_gather(shapes, shape)
+        counts = [int(shape[0]) for shape in shapes]
+        widest = max(int(shape[1]) for shape in shapes)
+        ctx.rows = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+        ctx.width = width
+        kind = own.dtype
+        sent = own.to(torch.uint8) if kind == torch.bool else own
+        if own.dim() > 1:
+            sent = _widen(sent, widest)
+        padded = sent.new_zeros(max(counts), *sent.shape[1:])
+        padded[: len(own)] = sent
+        received = [torch.empty_like(padded) for _ in range(world_size)]
+        dist.all_gather(received, padded)
+        whole = torch.cat([part[:count] for part, count in zip(received, counts, strict=True)])
+        whole = whole.to(kind)
+        if not whole.is_floating_point():
+            ctx.mark_non_differentiable(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        own = gradients[0][ctx.rows]
+        if own.dim() > 1:
+            own = own[:, : ctx.width]
+        return own, None, None
+
+
+# ---------------------------------------------------------------- what stages call
+
+
+def signals_of(
+    model: Model,
+    batch: Batch,
+    need: frozenset[str],
+    *,
+    device: torch.device | str = "cpu",
+    budget: Budget | None = None,
+    workers: Workers | None = None,
+    autocast: torch.dtype | None = None,
+) -> Signals:
+    """Signals of a batch without gradients, in evaluation mode: what a frozen teacher says."""
+    with torch.no_grad(), evaluating(model):
+        reps = represent(
+            model, model.rows(batch, need), need, device=device, budget=budget, workers=workers, autocast=autocast
+        )
+        return model.signals(reps, batch, need)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and as it was afterwards."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+def sub_batch(batch: Batch, items: Sequence[int]) -> Batch:
+    """Some items of a batch whose inputs have one row an item, for models with `local_signals`; `num_items` stays."""
+    index = torch.as_tensor(list(items), dtype=torch.long)
+
+    def pick(values: Any) -> Any:
+        return values[index.to(values.device)] if isinstance(values, Tensor) else [values[item] for item in items]
+
+    return replace(
+        batch,
+        ids=tuple(batch.ids[item] for item in items),
+        inputs={role: pick(values) for role, values in batch.inputs.items()},
+        labels=None if batch.labels is None else pick(batch.labels),
+        kinds=tuple(batch.kinds[item] for item in items) if batch.kinds else (),
+        extras={name: pick(value) for name, value in batch.extras.items()},
+    )
+
+
+def shares(model: Model, batch: Batch, need: frozenset[str], budget: Budget, workers: Workers) -> list[Batch]:
+    """This process's share of a batch as micro-batches of items: the unit of work where signals are local."""
+    (group,) = model.rows(batch, need)
+    pieces = share_of([group.lengths()], workers, budget)
+    own = [part for piece in pieces if piece.owner == workers.rank for part in _split(piece.rows, budget.pieces)]
+    return [sub_batch(batch, [int(row) for row in rows]) for rows in own]
+
+
+def _split(rows: np.ndarray, pieces: int) -> list[np.ndarray]:
+    return list(np.array_split(rows, min(pieces, len(rows))))
+
+
+def encode_blocks(
+    model: Model,
+    texts: Sequence[Text] | TextSource,
+    role: str,
+    *,
+    name: str = "embedding",
+    rows: range | None = None,
+    device: torch.device | str = "cpu",
+    budget: Budget | None = None,
+    autocast: torch.dtype | None = None,
+    block: int = 4096,
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Representations of many texts, a block at a time: (number of the block's first text, tensors on the CPU).
+
+    The next block is tokenized while this one is computed. Texts are neither compared nor de-duplicated.
+
+    Args:
+        texts: texts, or a stored source of which `rows` (default: all) are taken.
+        role: `query` or `passage`.
+        name: the representation wanted; those of a block that accompany it come along.
+    """
+    total = rows if rows is not None else range(len(texts))
+    run_budget = budget or Budget()
+
+    def prepare(begin: int) -> RowGroup:
+        part = total[begin : begin + block]
+        if isinstance(texts, Sequence):
+            some = [texts[row] for row in part]
+        else:
+            some = [Text(source=texts, row=row) for row in part]
+        group: RowGroup = model.text_rows(some, role)  # type: ignore[operator]
+        return group
+
+    starts = range(0, len(total), block)
+    if not starts:
+        return
+    with ThreadPoolExecutor(max_workers=1) as pool, evaluating(model):
+        waiting = pool.submit(prepare, starts[0])
+        for begin in starts:
+            group = waiting.result()
+            if begin + block < len(total):
+                waiting = pool.submit(prepare, begin + block)
+            with torch.inference_mode():
+                reps = represent(
+                    model, [group], frozenset({name}), device=device, budget=run_budget, autocast=autocast
+                )[group.name]
+                yield begin, {key: value.cpu() for key, value in reps.items()}
+
+
+def encode_texts(
+    model: Model,
+    texts: Sequence[Text] | TextSource,
+    role: str,
+    *,
+    rows: range | None = None,
+    device: torch.device | str = "cpu",
+    budget: Budget | None = None,
+    autocast: torch.dtype | None = None,
+    block: int = 4096,
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """(texts, H) float32 embeddings of one-vector models, in the order of the texts."""
+    found: list[np.ndarray] = []
+    for _, reps in encode_blocks(
+        model, texts, role, rows=rows, device=device, budget=budget, autocast=autocast, block=block
+    ):
+        found.append(reps["embedding"].numpy())
+        if progress is not None:
+            progress(len(found[-1]))
+    if not found:
+        return np.zeros((0, 0), dtype=np.float32)
+    return np.concatenate(found)

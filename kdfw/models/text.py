@@ -1,0 +1,186 @@
+"""What models over a pretrained transformer share: the base, the tokenizer, rows of texts and pairs, one forward call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdfw.components import Model
+from kdfw.errors import ConfigError
+from kdfw.models import checkpoint
+from kdfw.models.attention import use_plain_attention
+from kdfw.models.rows import MicroBatch, RowGroup
+from kdfw.models.tokenize import Template, Truncation, pair_rows, single_rows, template_of
+from kdfw.types import Text
+
+if TYPE_CHECKING:
+    from kdfw.data.tokens import Tokens
+
+
+class TextModel(Model):
+    """A model whose rows are token sequences of a pretrained transformer.
+
+    The engine sets `allow_remote_code` before `load` and `token_cache` after it.
+    """
+
+    auto: ClassVar[str] = "AutoModel"
+    """The transformers class that loads the base."""
+
+    base: str
+    revision: str | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allow_remote_code = False
+        self.token_cache: Path | None = None
+        self.tokenizer: Any = None
+        self.pad_id = 0
+        self._tokens: Tokens | None = None
+        self._tokens_cache: Path | None = None
+        self._templates: dict[bool, Template] = {}
+
+    def base_fingerprint(self) -> str:
+        return checkpoint.fingerprint(self.base, self.revision)
+
+    def source(self, weights: Path | None) -> Path | str:
+        """Where to load from: a saved folder, the folder of the base, or a hub name."""
+        return weights or checkpoint.locate(self.base) or self.base
+
+    def open_tokenizer(self, source: Path | str) -> None:
+        """Load the tokenizer; everything derived from an earlier one is forgotten."""
+        revision = None if isinstance(source, Path) else self.revision
+        self.set_tokenizer(
+            checkpoint.load_tokenizer(source, revision=revision, allow_remote_code=self.allow_remote_code)
+        )
+
+    def set_tokenizer(self, tokenizer: Any) -> None:
+        """Use a tokenizer that is already loaded."""
+        self.tokenizer = tokenizer
+        self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
+        self._tokens = None
+        self._templates = {}
+
+    def open_transformer(
+        self,
+        source: Path | str,
+        weights: Path | None,
+        *,
+        layers: int | str | Sequence[int] | None = None,
+        dropout: float | None = None,
+        **options: Any,
+    ) -> Any:
+        """The transformer, cut to `layers` unless it comes from a folder we saved, with fast attention."""
+        model = checkpoint.load_transformer(
+            self.auto,
+            source,
+            revision=None if isinstance(source, Path) else self.revision,
+            allow_remote_code=self.allow_remote_code,
+            **options,
+        )
+        if layers is not None and weights is None:
+            checkpoint.keep_layers(model, layers)
+        if dropout is not None:
+            checkpoint.set_dropout(model, dropout)
+        use_plain_attention(model)
+        return model
+
+    def check_length(self, transformer: Any, **limits: int) -> None:
+        """Refuse a length limit beyond the positions the base has. Raises: ConfigError naming the option."""
+        config = transformer.config
+        known = getattr(config, "max_position_embeddings", None)
+        if not isinstance(known, int) or known < 1:
+            return
+        if str(config.model_type) in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer"):
+            known -= int(config.pad_token_id or 0) + 1  # their positions start after the padding id
+        for name, limit in limits.items():
+            if limit > known:
+                raise ConfigError(f"{name}: found {limit}, but {self.base!r} has positions for {known} tokens")
+
+    # ------------------------------------------------------------ rows
+
+    @property
+    def tokens(self) -> Tokens:
+        """The token store of this model's tokenizer."""
+        if self._tokens is None or self._tokens_cache != self.token_cache:
+            from kdfw.data.tokens import Tokens
+
+            self._tokens = Tokens(self.tokenizer, self.token_cache)
+            self._tokens_cache = self.token_cache
+        return self._tokens
+
+    def template(self, pair: bool) -> Template:
+        """Special tokens around one text, or around a pair."""
+        if pair not in self._templates:
+            self._templates[pair] = template_of(self.tokenizer, pair=pair)
+        return self._templates[pair]
+
+    def single_group(self, name: str, texts: Sequence[Text], prefix: str, max_tokens: int) -> RowGroup:
+        """Rows of single texts."""
+        template = self.template(False)
+        rows, truncated = single_rows(self.tokens.ids(texts, prefix), template, max_tokens, self._side)
+        types = None
+        if template.has_types:
+            types = [
+                np.concatenate(
+                    (
+                        template.prefix_types,
+                        np.full(len(row) - template.added, template.body_types[0], dtype=np.int64),
+                        template.suffix_types,
+                    )
+                )
+                for row in rows
+            ]
+        return RowGroup(name=name, ids=rows, type_ids=types, truncated=truncated)
+
+    def pair_group(
+        self,
+        name: str,
+        first: Sequence[np.ndarray],
+        second: Sequence[np.ndarray],
+        max_tokens: int,
+        rule: Truncation,
+    ) -> RowGroup:
+        """Rows of pairs of body ids."""
+        rows, types, truncated = pair_rows(first, second, self.template(True), max_tokens, rule, self._side)
+        return RowGroup(name=name, ids=rows, type_ids=types, truncated=truncated)
+
+    @property
+    def _side(self) -> str:
+        return str(getattr(self.tokenizer, "truncation_side", "right"))
+
+    # ------------------------------------------------------------ writing
+
+    def save_tokenizer(self, folder: Path, max_tokens: int) -> None:
+        """The tokenizer, with the length limit under which others cut texts as we do."""
+        self.tokenizer.model_max_length = max_tokens
+        self.tokenizer.save_pretrained(folder)
+
+
+def run_transformer(transformer: Any, micro: MicroBatch, hidden: bool = False, mask: Tensor | None = None) -> Any:
+    """One forward call. `mask` (R, L) bool replaces the micro-batch's; no mask at all where nothing is padded."""
+    seen = micro.mask if mask is None else mask
+    inputs: dict[str, Any] = {"input_ids": micro.ids}
+    if seen is not None:
+        inputs["attention_mask"] = seen.long()
+    if micro.type_ids is not None:
+        inputs["token_type_ids"] = micro.type_ids
+    return transformer(**inputs, output_hidden_states=hidden, return_dict=True)
+
+
+def first_states(output: Any) -> Tensor:
+    """(R, N, H): the first token's state after each layer."""
+    return torch.stack([layer[:, 0] for layer in output.hidden_states[1:]], dim=1)
+
+
+def by_candidate(passages: Tensor, candidates: Tensor) -> Tensor:
+    """(P, ...) -> (Q, D, ...): each candidate's row.
+
+    A lookup as of an embedding, whose gradient is summed in a fixed order; that of plain indexing is not.
+    """
+    flat = nn.functional.embedding(candidates, passages.reshape(len(passages), -1))
+    return flat.view(*candidates.shape, *passages.shape[1:])
