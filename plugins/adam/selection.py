@@ -73,8 +73,6 @@ Rule = Annotated[
     Literal["threshold", "topk"], Field(description="keep what is confident enough, or the most confident share")
 ]
 Start = Annotated[float | None, Field(description="level at the first step; default: 0.6, or 0.5 for topk")]
-    float | None, Field(description="threshold or share at the first step; default: 0.6, or 0.5 for topk")
-]
 End = Annotated[float | None, Field(description="level at the last step; default: 0.2, or 1.0 for topk")]
 
 
