@@ -32,17 +32,19 @@ def search_in_shares(queries: TextSource, search: Callable[[int], Found], contex
 
 
 def gathered(found: Sequence[Found], query_ids: Sequence[str], workers: Workers) -> Ranking:
-    """The ranking of all queries, from each process's results of its share, on every process."""
-    lengths = np.asarray([len(rows) for rows, _ in found], dtype=np.int64)
-    rows = np.concatenate([np.asarray(rows, dtype=np.int64) for rows, _ in found] or [np.zeros(0, dtype=np.int64)])
-    scores = np.concatenate(
-        [np.asarray(scores, dtype=np.float32) for _, scores in found] or [np.zeros(0, dtype=np.float32)]
-    )
-    if workers.world_size > 1:
-        lengths, rows, scores = (workers.gather(part) for part in (lengths, rows, scores))
+    """The ranking of all queries on every process, from each process's results of its share, in rank order."""
+    if workers.world_size == 1:
+        return as_ranking(found, query_ids)
+    own = as_ranking(found, query_ids[: len(found)])
+    lengths = workers.gather(np.diff(own.starts))
     return Ranking(
         query_ids=tuple(query_ids),
         starts=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
-        passages=rows,
-        scores=scores,
+        passages=workers.gather(own.passages),
+        scores=workers.gather(own.scores),
     )
+
+
+def as_ranking(found: Sequence[Found], query_ids: Sequence[str]) -> Ranking:
+    """One list a query."""
+    return Ranking.from_lists((id, rows, scores) for id, (rows, scores) in zip(query_ids, found, strict=True))

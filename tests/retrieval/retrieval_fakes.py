@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdfw.components import Model
 from kdfw.data.ranking import Ranking
 from kdfw.data.sets import RankingData
 from kdfw.engine.context import Workers
-from kdfw.types import Qrels
+from kdfw.models.rows import MicroBatch, RowGroup
+from kdfw.types import Qrels, Text
 
 
 class Texts:
@@ -45,6 +47,30 @@ def ranking_data(corpus: Any, queries: Any, qrels: Qrels | None = None, **more: 
     """Data with one split, `train`."""
     sets = {"corpus": corpus, "queries": {"train": queries}, "qrels": {"train": qrels or {}}}
     return RankingData(name="made", fingerprint="made", **sets, **more)
+
+
+class CharacterModel(Model):
+    """One vector a text: the mean of a fixed random vector for each of its characters. Counts its texts."""
+
+    search = "dense"
+
+    def __init__(self, width: int = 8, seed: int = 0) -> None:
+        super().__init__()
+        self.table = torch.randn(128, width, generator=torch.Generator().manual_seed(seed))
+        self.encoded = 0
+
+    def text_rows(self, texts: Sequence[Text], role: str) -> RowGroup:
+        return RowGroup(name=role, ids=[np.asarray([ord(c) % 128 for c in str(text)]) for text in texts])
+
+    def encode(self, micro: MicroBatch, need: frozenset[str]) -> dict[str, torch.Tensor]:
+        self.encoded += len(micro.ids)
+        mask = torch.ones_like(micro.ids, dtype=torch.bool) if micro.mask is None else micro.mask
+        states = self.table[micro.ids] * mask[:, :, None]
+        return {"embedding": states.sum(1) / mask.sum(1, keepdim=True)}
+
+    def vector(self, text: str) -> np.ndarray:
+        """The embedding of a text, in float64."""
+        return self.table[[ord(c) % 128 for c in text]].double().mean(0).numpy()
 
 
 class Bar:
