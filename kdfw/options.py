@@ -214,12 +214,16 @@ def _is_component(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, Component)
 
 
-@functools.cache
-def options_of(cls: Hashable) -> dict[str, Option]:
+def options_of(cls: type) -> dict[str, Option]:
     """The options of a component class by name, in the order of the constructor.
 
     Raises PluginError when the constructor has positional or untyped parameters.
     """
+    return _options_of(cls)
+
+
+@functools.cache
+def _options_of(cls: Hashable) -> dict[str, Option]:
     assert isinstance(cls, type)
     constructor = cls.__dict__.get("__init__") or getattr(cls, "__init__")  # noqa: B009
     if constructor is object.__init__ or not inspect.isfunction(constructor):
@@ -275,9 +279,13 @@ def _documented_arguments(cls: type) -> dict[str, str]:
     return found
 
 
-@functools.cache
-def plain_model(cls: Hashable) -> type[BaseModel]:
+def plain_model(cls: type) -> type[BaseModel]:
     """A pydantic model of the plain options of a class; nested components and references are left to `check`."""
+    return _plain_model(cls)
+
+
+@functools.cache
+def _plain_model(cls: Hashable) -> type[BaseModel]:
     assert isinstance(cls, type)
     fields: dict[str, Any] = {}
     for name, option in options_of(cls).items():

@@ -86,6 +86,10 @@ class StageContext(Protocol):
         """A loaded teacher: a model, or a source of scores."""
         ...
 
+    def holds_scores(self, name: str) -> bool:
+        """Whether a teacher reference names a stage with stored scores rather than a model."""
+        ...
+
     def candidates(self, name: str) -> Ranking:
         """Candidate lists written by an earlier stage, or those that came with the data."""
         ...
@@ -98,8 +102,8 @@ class StageContext(Protocol):
         """The committed folder of an earlier stage."""
         ...
 
-    def progress(self, total: int, title: str, unit: str = "it") -> Progress:
-        """A progress display for `total` units of work."""
+    def progress(self, total: int, title: str, unit: str = "it", start: int = 0) -> Progress:
+        """A progress display for `total` units of work, `start` of them done before."""
         ...
 
     def record(self, **values: Any) -> None:

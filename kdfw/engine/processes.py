@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from torch.nn import Parameter
+
     from kdfw.engine.context import Workers
 
 
@@ -55,6 +58,49 @@ def from_main(value: Any, workers: Workers) -> Any:
     dist.broadcast_object_list(box, src=0)
     assert box[0] is not None
     return json.loads(box[0])
+
+
+def sum_gradients(parameters: Sequence[Parameter], workers: Workers) -> None:
+    """Add up gradients over processes, in one exchange. Every process must give the same parameters."""
+    if workers.world_size == 1 or not parameters:
+        return
+    import torch
+    import torch.distributed as dist
+
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    begin = 0
+    for gradient in gradients:
+        gradient.copy_(flat[begin : begin + gradient.numel()].view_as(gradient))
+        begin += gradient.numel()
+
+
+def any_process(value: bool, workers: Workers) -> bool:
+    """Whether it is true on any process."""
+    if workers.world_size == 1:
+        return value
+    import torch
+    import torch.distributed as dist
+
+    flag = torch.tensor([int(value)], device=_device())
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+def sum_values(values: Mapping[str, float], workers: Workers) -> dict[str, float]:
+    """Sums by name over processes; names may differ between them."""
+    if workers.world_size == 1:
+        return dict(values)
+    import torch.distributed as dist
+
+    found: list[Any] = [None] * workers.world_size
+    dist.all_gather_object(found, dict(values))
+    total: dict[str, float] = {}
+    for part in found:
+        for name, value in part.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
 
 
 def _device() -> Any:

@@ -135,6 +135,11 @@ class Context:
             return self._models[name]
         return self.model(name)
 
+    def holds_scores(self, name: str) -> bool:
+        """Whether a teacher reference names a stage with stored scores."""
+        target = self.target(name)
+        return target.kind == "stage" and "scores" in self.runtime.plan.stage(target.name).stage.produces
+
     def candidates(self, name: str) -> Ranking:
         target = self.target(name)
         if target.kind == "data":

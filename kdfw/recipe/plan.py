@@ -42,6 +42,8 @@ class PlannedStage:
     fingerprint: str
     inputs: tuple[str, ...]
     """Unique names of the earlier stages it reads."""
+    work: str
+    """How much there is to do, in a few words."""
 
     @property
     def name(self) -> str:
@@ -227,6 +229,7 @@ class _Planner:
             data=data,
             fingerprint=value,
             inputs=tuple(dict.fromkeys(inputs)),
+            work="" if self.problems else stage.estimate(view),
         )
 
     def _data_of(self, stage: Stage, targets: Mapping[str, Target]) -> str:

@@ -168,7 +168,7 @@ def _data(raw: Any, source: Source, registry: Registry, problems: list[Problem])
         problems.append(Problem(where=source.where(()), found="no `data`", fix=fix))
         return {}
     if isinstance(raw, str) or (isinstance(raw, Mapping) and "type" in raw):
-        items = {"data": (raw, ("data",))}
+        items: dict[str, tuple[Any, RecipePath]] = {"data": (raw, ("data",))}
     elif isinstance(raw, Mapping) and raw:
         items = {str(name): (item, ("data", name)) for name, item in raw.items()}
     else:

@@ -128,18 +128,18 @@ class _Builder:
                     continue
                 key = key_node.value
                 if key in result:
-                    first = self.lines[(*path, key)][1]
+                    first = self.lines[path + (key,)][1]
                     self.problems.append(
                         Problem(where=self._at(key_node), found=f"key {key!r} again", fix=f"first at line {first}")
                     )
                     continue
-                self.lines[(*path, key)] = (self.file, key_node.start_mark.line + 1)
+                self.lines[path + (key,)] = (self.file, key_node.start_mark.line + 1)
                 result[key] = self.build(value_node, (*path, key), depth + 1)
             return result
         if isinstance(node, yaml.SequenceNode):
             items = []
             for index, item in enumerate(node.value):
-                self.lines[(*path, index)] = (self.file, item.start_mark.line + 1)
+                self.lines[path + (index,)] = (self.file, item.start_mark.line + 1)
                 items.append(self.build(item, (*path, index), depth + 1))
             return items
         return self._scalar(node)
@@ -176,7 +176,9 @@ def override(source: Source, assignments: Sequence[str]) -> Source:
     """Apply `key.path=value` settings from the command line.
 
     A part of the path is a key, the number of a list item, or the `name` of a list item (`stages.distill.train.lr`).
-    Keys that do not exist yet are created; list items are not. Raises ConfigError naming each setting that does not fit.
+    Keys that do not exist yet are created; list items are not.
+
+    Raises: ConfigError naming each setting that does not fit.
     """
     value = copy.deepcopy(source.value)
     lines = dict(source.lines)
@@ -216,11 +218,11 @@ def override(source: Source, assignments: Sequence[str]) -> Source:
                 break
             path = (*path, step)
             if last:
-                here[step] = parsed  # type: ignore[index]
+                here[step] = parsed
             else:
                 if isinstance(here, dict) and (step not in here or here[step] is None):
                     here[step] = {}
-                here = here[step]  # type: ignore[index]
+                here = here[step]
         if not failed:
             for known in [known for known in lines if known[: len(path)] == path]:
                 del lines[known]

@@ -1,0 +1,233 @@
+"""`kdfw.run`, `kdfw.plan`, `kdfw.check`: what the command line does, for programs."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdfw.engine.artifacts import ArtifactStore
+from kdfw.engine.context import Workers
+from kdfw.engine.run import RunResult, default_cache, default_out, run_plan
+from kdfw.engine.runtime import Context, Runtime
+from kdfw.errors import ConfigError, Problem, one_of
+from kdfw.plugins import registry
+from kdfw.recipe.plan import Plan, make_plan
+from kdfw.recipe.recipe import read
+
+if TYPE_CHECKING:
+    import torch
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A path as it is, or the file of a recipe that ships with kdfw. Raises ConfigError naming the nearest one."""
+    path = Path(name)
+    if path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        return path
+    shipped = Path(str(importlib.resources.files("kdfw_recipes")))
+    known = {file.stem: file for file in sorted(shipped.glob("*.yaml"))}
+    if str(name) not in known:
+        raise ConfigError(Problem(where=str(name), found="no such file or recipe", fix=one_of(str(name), known)))
+    return known[str(name)]
+
+
+def plan(recipe: str | Path, settings: Sequence[str] = ()) -> Plan:
+    """Check a recipe and expand it into stages. Raises ConfigError with every fault found."""
+    return make_plan(read(find_recipe(recipe), registry(), settings))
+
+
+def start_processes() -> tuple[Workers, torch.device]:
+    """This process's place in the run and its device, through Accelerate."""
+    import torch
+    from accelerate import PartialState
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        state = PartialState()
+        return Workers(rank=state.process_index, world_size=state.num_processes), state.device
+    return Workers(), torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def run(
+    recipe: str | Path,
+    settings: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    cache: Path | None = None,
+    fresh: bool = False,
+    offline: bool = False,
+    trust_remote_code: bool = False,
+) -> RunResult | None:
+    """Run a recipe, or go on where it stopped; returns None on processes other than the main one.
+
+    Args:
+        settings: `key.path=value` texts that replace values of the recipe.
+        out: run folder; default `runs/<name>`.
+        cache: shared cache; default `KDFW_CACHE`, or `.kdfw-cache` beside the run folder.
+    Raises: ConfigError, DataError, ... (`kdfw.errors`); KeyboardInterrupt after a clean stop.
+    """
+    planned = plan(recipe, settings)
+    workers, device = start_processes()
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    result = run_plan(
+        planned,
+        out or default_out(planned),
+        cache=cache,
+        workers=workers,
+        fresh=fresh,
+        offline=offline,
+        trust_remote_code=trust_remote_code,
+        device=device,
+    )
+    return result if workers.main else None
+
+
+def result_text(result: RunResult) -> str:
+    """What `kdfw run` prints at the end: the result table and where the report is."""
+    from kdfw.evaluation.table import measures_table
+
+    lines = []
+    if result.nothing_to_do:
+        lines.append(f"{result.folder} is finished and nothing has changed: nothing to do (--fresh starts anew)")
+    for name, folder in result.stages.items():
+        table = measures_table(folder)
+        if table:
+            lines += ["", f"{name}:", table]
+    lines += ["", f"run folder: {result.folder}"]
+    if result.report is not None:
+        lines.append(f"report: {result.report}")
+    return "\n".join(lines).strip("\n")
+
+
+def plan_rows(planned: Plan, store: ArtifactStore | None) -> list[dict[str, Any]]:
+    """Stages for display: number, name, type, what it reads, cached or not, work."""
+    rows = []
+    for stage in planned.stages:
+        cached = store is not None and store.find(stage.kind, stage.fingerprint, verify=False) is not None
+        reads = [reference if target.kind != "stage" else target.name for reference, target in stage.targets.items()]
+        rows.append(
+            {
+                "number": stage.number,
+                "name": stage.name,
+                "type": stage.kind,
+                "reads": list(dict.fromkeys(reads)),
+                "cached": cached,
+                "work": stage.work,
+                "fingerprint": stage.fingerprint,
+            }
+        )
+    return rows
+
+
+def plan_text(
+    recipe: str | Path, settings: Sequence[str], out: Path | None, cache: Path | None, *, as_json: bool = False
+) -> str:
+    """The plan as a table, or as JSON."""
+    planned = plan(recipe, settings)
+    folder = cache or default_cache(out or default_out(planned))
+    store = ArtifactStore(folder, fallback=folder) if folder.exists() else None
+    rows = plan_rows(planned, store)
+    if as_json:
+        return json.dumps({"name": planned.recipe.name, "stages": rows}, indent=2, ensure_ascii=False)
+    cells = [["", "stage", "type", "reads", "state", "work"]]
+    for row in rows:
+        state = "cached" if row["cached"] else "to do"
+        cells.append([str(row["number"]), row["name"], row["type"], ", ".join(row["reads"]), state, row["work"]])
+    return f"{planned.recipe.name}: {len(rows)} stages\n{columns(cells)}"
+
+
+def columns(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of text as aligned columns."""
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
+
+
+def check(
+    recipe: str | Path,
+    settings: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    cache: Path | None = None,
+    offline: bool = False,
+) -> list[dict[str, Any]]:
+    """Check a recipe, then put one batch through every stage without training.
+
+    A stage that reads what an earlier one has not made yet is reported as waiting. Returns one mapping a stage.
+    """
+    import torch
+
+    planned = plan(recipe, settings)
+    folder = cache or default_cache(out or default_out(planned))
+    store = ArtifactStore(folder, fallback=folder)
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    runtime = Runtime(plan=planned, store=store, workers=Workers(), device=device, offline=offline)
+    reports: list[dict[str, Any]] = []
+    for stage in planned.stages:
+        found = store.find(stage.kind, stage.fingerprint, verify=False)
+        if found is not None:
+            runtime.artifacts[stage.name] = found.folder
+        report: dict[str, Any] = {"name": stage.name, "type": stage.kind}
+        waiting = [name for name in stage.inputs if name not in runtime.artifacts]
+        if waiting:
+            report["state"] = f"waits for {', '.join(waiting)}"
+        else:
+            scratch = Path(tempfile.mkdtemp(prefix="kdfw-check-"))
+            context = Context(runtime, stage, scratch)
+            try:
+                report["state"] = "cached" if found is not None else "ready"
+                report |= _plain(stage.stage.preflight(context))
+            finally:
+                context.release()
+                shutil.rmtree(scratch, ignore_errors=True)
+            report["memory_mb"] = _peak_memory(device)
+        reports.append(report)
+    return reports
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(json.dumps(dict(values), default=str))
+    return result
+
+
+def _peak_memory(device: torch.device) -> int:
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device) / 2**20)
+    import resource
+
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def check_text(
+    recipe: str | Path,
+    settings: Sequence[str],
+    out: Path | None,
+    cache: Path | None,
+    *,
+    offline: bool = False,
+    as_json: bool = False,
+) -> tuple[str, bool]:
+    """The checks as text (or JSON), and whether any of them warned."""
+    reports = check(recipe, settings, out=out, cache=cache, offline=offline)
+    warned = any(report.get("warnings") for report in reports)
+    if as_json:
+        return json.dumps(reports, indent=2, ensure_ascii=False), warned
+    lines = []
+    for report in reports:
+        lines.append(f"{report['name']} ({report['type']}): {report['state']}")
+        for key, value in report.items():
+            if key in ("name", "type", "state"):
+                continue
+            shown = "; ".join(str(item) for item in value) if isinstance(value, list) and key == "warnings" else value
+            lines.append(f"    {key}: {shown}")
+    return "\n".join(lines), warned

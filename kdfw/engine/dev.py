@@ -1,0 +1,102 @@
+"""Evaluation on a dev split while training: how the best checkpoint is chosen. Never touches a test split."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from kdfw.data.ranking import Ranking
+from kdfw.data.sets import Data, RankingData
+from kdfw.errors import DataError
+from kdfw.models.forward import Budget, signals_of
+from kdfw.types import Batch, Text
+
+if TYPE_CHECKING:
+    from kdfw.components import Model
+    from kdfw.engine.context import StageContext
+    from kdfw.engine.training import Train
+
+DEFAULT_MEASURE = {
+    "ranking": "nDCG@10",
+    "pairs": "spearman",
+    "classification": "accuracy",
+    "translation": "token accuracy",
+}
+QUERIES_AT_ONCE = 32
+
+
+class DevEvaluation:
+    """Measures a model on the dev split of a training stage. Higher is better for every measure here."""
+
+    def __init__(self, stage: Train, context: StageContext, data: Data) -> None:
+        assert stage.dev is not None
+        self.split = stage.dev
+        self.context = context
+        self.data = data
+        self.name = stage.dev_measure or DEFAULT_MEASURE[data.task]
+        if isinstance(data, RankingData):
+            self._prepare_ranking(stage, data)
+
+    def _prepare_ranking(self, stage: Train, data: RankingData) -> None:
+        from kdfw.evaluation.arrays import JudgedRows
+
+        qrels = data.qrels.get(self.split)
+        if not qrels:
+            raise DataError(f"data {data.name!r} has no judgements for the split {self.split!r}")
+        self.judged = JudgedRows.of(qrels, data.corpus.row, len(data.corpus))
+        self.queries = data.queries[self.split]
+        self.candidates = None if stage.dev_candidates is None else self.context.candidates(stage.dev_candidates)
+        self.pool = np.zeros(0, dtype=np.int64)
+        if self.candidates is None:
+            rng = np.random.default_rng(0)  # the pool is part of the measure, so it does not follow the recipe's seed
+            size = min(stage.dev_pool, len(data.corpus))
+            drawn = rng.choice(len(data.corpus), size=size, replace=False)
+            relevant = [
+                data.corpus.row(passage) for rows in qrels.values() for passage in rows if passage in data.corpus
+            ]
+            self.pool = np.unique(np.concatenate([drawn, np.asarray(relevant, dtype=np.int64)]))
+
+    def measure(self, model: Model, budget: Budget, autocast: torch.dtype | None) -> float:
+        """The measure, the same on every process."""
+        road: dict[str, Any] = {
+            "device": self.context.device, "budget": budget, "workers": self.context.workers, "autocast": autocast,
+        }  # fmt: skip
+        if isinstance(self.data, RankingData):
+            ranking = self._rerank(model, road) if self.candidates is not None else self._search_pool(model, road)
+            from kdfw.evaluation.arrays import score_ranking
+
+            return float(score_ranking(ranking, self.judged, [self.name])[self.name].mean())
+        from kdfw.evaluation.tasks import measure_split
+
+        return measure_split(model, self.data, self.split, self.name, **road)
+
+    def _search_pool(self, model: Model, road: dict[str, Any]) -> Ranking:
+        data = self.data
+        assert isinstance(data, RankingData)
+        queries = [Text(source=self.queries, row=row) for row in range(len(self.queries))]
+        passages = [Text(source=data.corpus, row=int(row)) for row in self.pool]
+        # every query against every passage is what `batch_logits` is; the candidate lists stay empty of meaning
+        batch = Batch(
+            task="ranking",
+            ids=tuple(self.queries.id(row) for row in range(len(queries))),
+            inputs={"query": queries, "passage": passages},
+            num_items=float(len(queries)),
+            candidates=torch.zeros(len(queries), 1, dtype=torch.long),
+            mask=torch.ones(len(queries), 1, dtype=torch.bool),
+            labels=torch.zeros(len(queries), 1),
+            passage_ids=tuple(data.corpus.id(int(row)) for row in self.pool),
+        )
+        scores = signals_of(model, batch, frozenset({"batch_logits"}), **road)["batch_logits"].float().cpu().numpy()
+        depth = min(1000, scores.shape[1])
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+        return Ranking.from_lists(
+            (query, self.pool[order[number]], scores[number][order[number]]) for number, query in enumerate(batch.ids)
+        )
+
+    def _rerank(self, model: Model, road: dict[str, Any]) -> Ranking:
+        from kdfw.retrieval.rerank import rerank_lists
+
+        assert isinstance(self.data, RankingData) and self.candidates is not None
+        return rerank_lists(model, self.data.corpus, self.queries, self.candidates, **road)

@@ -1,0 +1,92 @@
+"""The `train` settings of a training stage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class OptimizerSettings(BaseModel):
+    """How the weights of one model move."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lr: float = Field(default=2e-5, ge=0, description="peak learning rate")
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="update rule")
+    weight_decay: float = Field(default=0.01, ge=0, description="decoupled for adamw, L2 for sgd")
+    decay_all: bool = Field(
+        default=False, description="also decay biases and normalisation weights (most recipes do not)"
+    )
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="adamw's two averages")
+    eps: float = Field(default=1e-8, gt=0, description="adamw's denominator")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="sgd's momentum")
+    nesterov: bool = Field(default=False, description="sgd with Nesterov momentum")
+    warmup: float = Field(
+        default=0.1, ge=0, description="linear warm-up: a share of the steps below 1, a number of steps from 1 on"
+    )
+    decay: Literal["linear", "cosine", "constant", "rsqrt", "milestones"] = Field(
+        default="linear", description="how the rate falls after the warm-up"
+    )
+    milestones: tuple[float, ...] = Field(
+        default=(), description="epochs (0-based) at which the rate is multiplied by `gamma`, for decay: milestones"
+    )
+    gamma: float = Field(default=0.1, gt=0, le=1, description="factor at each milestone")
+    groups: dict[str, float] = Field(
+        default_factory=dict, description="factor on the rate of parameters whose name contains the key"
+    )
+    freeze: tuple[str, ...] = Field(default=(), description="parameters whose name contains one of these do not train")
+    clip: float | None = Field(default=1.0, gt=0, description="greatest norm of the gradient; null: no clipping")
+
+
+class TrainSettings(OptimizerSettings):
+    """How long, in which portions and with which arithmetic a stage trains."""
+
+    epochs: int | None = Field(default=None, ge=1, description="passes over the items; give this or `steps`; default 1")
+    steps: int | None = Field(default=None, ge=1, description="optimizer steps; give this or `epochs`")
+    batch_size: int = Field(
+        default=32, ge=1, description="items (queries, pairs, texts) per optimizer step, over all processes"
+    )
+    accumulate: int = Field(
+        default=1,
+        ge=1,
+        description="parts of a step whose losses are computed apart and averaged (fewer in-batch items)",
+    )
+    precision: Literal["auto", "fp32", "fp32-strict", "bf16"] = Field(
+        default="auto", description="auto: bf16 where the hardware has it natively, else fp32"
+    )
+    token_budget: int = Field(
+        default=2048, ge=16, description="tokens per forward, padding included; memory grows with it, results do not"
+    )
+    max_rows: int = Field(default=1024, ge=1, description="rows (texts or images) per forward")
+    gradient_cache: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="encode twice so that memory does not grow with the batch; auto: when a step has many forwards",
+    )
+    cache_above: int = Field(
+        default=64, ge=1, description="gradient_cache auto: number of forwards in a step above which it is used"
+    )
+    dropout: bool = Field(default=True, description="false: no dropout anywhere, losses repeat exactly")
+    checkpoint_every: int | None = Field(default=None, ge=1, description="steps between checkpoints; default: by time")
+    checkpoint_seconds: float = Field(default=300, gt=0, description="seconds between checkpoints")
+    log_every: int = Field(default=10, ge=1, description="steps between lines of metrics.jsonl")
+    on_nan: Literal["stop", "skip"] = Field(
+        default="stop", description="a loss that is not finite: stop with the batch saved, or skip the step"
+    )
+    compile: bool = Field(default=False, description="torch.compile on the encoders")
+    activation_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+    models: dict[str, Annotated[OptimizerSettings, Field()]] = Field(
+        default_factory=dict, description="settings of other trained models, by name; unnamed ones use these"
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainSettings:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give `epochs` or `steps`, not both")
+        if self.batch_size % self.accumulate:
+            raise ValueError("`accumulate` must divide `batch_size`")
+        return self
+
+    def optimizer_of(self, model: str) -> OptimizerSettings:
+        """The settings of one trained model."""
+        return self.models.get(model, self)

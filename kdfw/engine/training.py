@@ -1,0 +1,754 @@
+"""The stage kind `train`, and the training loop: batch -> signals of each model -> losses -> backward -> optimizers.
+
+One step, over all processes: every process holds the same batch, encodes its share of the rows, receives the
+representations of all of them, and computes the same losses on the whole step. Gradients of encoder weights are those
+of own rows and are summed over processes; so N processes give the gradient of one, for every loss there is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdfw.components import Augmenter, Loss, Model, Sampler, Stage, Teacher
+from kdfw.engine import checkpoint
+from kdfw.engine.dev import DevEvaluation
+from kdfw.engine.feed import Feed
+from kdfw.engine.files import write_json
+from kdfw.engine.optim import make_optimizer, set_rate
+from kdfw.engine.processes import any_process, from_main, sum_gradients, sum_values
+from kdfw.engine.runtime import append_line, keep_lines
+from kdfw.engine.settings import TrainSettings
+from kdfw.errors import ConfigError, Problem, TrainingError, one_of
+from kdfw.models.forward import Budget, backward_cached, represent, represent_cached, shares, signals_of
+from kdfw.models.precision import autocast_dtype, numerics, resolve
+from kdfw.references import CandidatesRef, DataRef, ModelRef, TeacherRef
+from kdfw.samplers.collate import StoredScores
+from kdfw.types import Batch, Clock, Signals
+
+if TYPE_CHECKING:
+    from kdfw.engine.context import StageContext
+    from kdfw.recipe.plan import PlanView
+
+STUDENT = "student"
+"""Name of a stage's main model among those it trains."""
+DEFAULT_SETTINGS = TrainSettings()
+DEFAULT_SAMPLER = {"pairs": "pairs", "classification": "labelled", "translation": "parallel"}
+
+
+class Train(Stage):
+    """Train a student, and if asked other models beside it, on weighted losses against any number of teachers."""
+
+    produces = frozenset({"model"})
+    seeded = True
+
+    def __init__(
+        self,
+        *,
+        student: Annotated[
+            ModelRef, Field(description="the model to train: as defined, or as an earlier stage left it")
+        ],
+        losses: Annotated[list[Loss], Field(description="loss terms; weighted and added")],
+        teachers: Annotated[
+            list[TeacherRef], Field(description="score stages, models, or sources of scores; losses see them in order")
+        ] = [],  # noqa: B006
+        sampler: Annotated[Sampler | None, Field(description="what training sees; needed for ranking")] = None,
+        augment: Annotated[list[Augmenter], Field(description="changes to drawn examples, in order")] = [],  # noqa: B006
+        also_train: Annotated[
+            dict[str, ModelRef], Field(description="other models that train in this stage, by name")
+        ] = {},  # noqa: B006
+        producers: Annotated[
+            list[str], Field(description="trained models that make the inputs of the others (generators), by name")
+        ] = [],  # noqa: B006
+        data: Annotated[DataRef | None, Field(description="data set; default: the first")] = None,
+        split: Annotated[str, Field(description="split to train on")] = "train",
+        train: Annotated[
+            TrainSettings, Field(description="length, portions, arithmetic, optimizer")
+        ] = DEFAULT_SETTINGS,
+        dev: Annotated[
+            str | None, Field(description="split for choosing the best checkpoint; null: keep the last")
+        ] = None,
+        dev_measure: Annotated[str | None, Field(description="what is best by; default: the task's measure")] = None,
+        dev_candidates: Annotated[
+            CandidatesRef | None,
+            Field(description="lists to re-rank on the dev split; default: search a pool of passages"),
+        ] = None,
+        dev_pool: Annotated[int, Field(ge=1, description="passages in that pool, besides the relevant ones")] = 5000,
+        dev_every: Annotated[
+            int | Literal["epoch"], Field(description="steps between evaluations, or `epoch`")
+        ] = "epoch",
+        patience: Annotated[
+            int | None, Field(ge=1, description="stop after this many evaluations without improvement")
+        ] = None,
+    ) -> None:
+        self.student = student
+        self.losses = losses
+        self.teachers = list(teachers)
+        self.sampler = sampler
+        self.augment = list(augment)
+        self.also_train = dict(also_train)
+        self.producers = list(producers)
+        self.data = data
+        self.split = split
+        self.settings_ = train
+        self.dev = dev
+        self.dev_measure = dev_measure
+        self.dev_candidates = dev_candidates
+        self.dev_pool = dev_pool
+        self.dev_every = dev_every
+        self.patience = patience
+
+    def trained_models(self) -> dict[str, str]:
+        """Name in this stage -> reference, the student first."""
+        return {STUDENT: self.student, **self.also_train}
+
+    # ------------------------------------------------------------ checks
+
+    def check(self, plan: PlanView) -> Iterator[Problem]:
+        trained = self.trained_models()
+        if not self.losses:
+            yield plan.problem("losses", found="no losses", fix="add at least one")
+        if plan.splits and self.split not in plan.splits:
+            yield plan.problem("split", found=f"no split {self.split!r}", fix=one_of(self.split, plan.splits))
+        if self.dev and plan.splits and self.dev not in plan.splits:
+            yield plan.problem("dev", found=f"no split {self.dev!r}", fix=one_of(self.dev, plan.splits))
+        if self.dev == self.split:
+            yield plan.problem("dev", found="the training split", fix="choose by data the model does not train on")
+        if self.patience is not None and self.dev is None:
+            yield plan.problem("patience", found="no `dev` split", fix="early stopping needs one")
+        if plan.task == "ranking" and self.sampler is None:
+            yield plan.problem(found="no `sampler`", fix="say what training sees, e.g. {type: mined, of: [STAGE]}")
+        if self.sampler is not None and plan.task not in self.sampler.tasks:
+            fix = f"it serves: {', '.join(sorted(self.sampler.tasks))}"
+            yield plan.problem("sampler", found=f"a sampler that does not serve the task {plan.task}", fix=fix)
+        for name, reference in trained.items():
+            model = plan.model(reference)
+            if isinstance(model, Model) and plan.task not in model.tasks:
+                key = ("student",) if name == STUDENT else ("also_train", name)
+                fix = f"it serves: {', '.join(sorted(model.tasks))}"
+                yield plan.problem(*key, found=f"a model that does not serve the task {plan.task}", fix=fix)
+        for name in self.producers:
+            if name not in trained:
+                yield plan.problem("producers", found=f"no trained model {name!r}", fix=one_of(name, trained))
+        for name in self.settings_.models:
+            if name not in trained:
+                yield plan.problem(
+                    "train", "models", name, found=f"no trained model {name!r}", fix=one_of(name, trained)
+                )
+        for number, loss in enumerate(self.losses):
+            yield from self._check_loss(plan, number, loss)
+        yield from self._check_teachers(plan)
+        yield from self._check_dev(plan)
+
+    def _check_loss(self, plan: PlanView, number: int, loss: Loss) -> Iterator[Problem]:
+        trained = self.trained_models()
+        name = loss.settings.model or STUDENT
+        if name not in trained:
+            fix = one_of(name, trained)
+            yield plan.problem("losses", number, "model", found=f"no trained model {name!r}", fix=fix)
+            return
+        model = plan.model(trained[name])
+        try:
+            needs = loss.needs
+        except ConfigError as error:
+            yield plan.problem("losses", number, found=str(error))
+            return
+        if plan.task not in needs.tasks:
+            fix = f"it serves: {', '.join(sorted(needs.tasks))}"
+            yield plan.problem("losses", number, found=f"a loss that does not serve the task {plan.task}", fix=fix)
+        if isinstance(model, Model):
+            missing = sorted(needs.student - model.provides)
+            if missing:
+                fix = f"the model gives: {', '.join(sorted(model.provides))}"
+                found = f"a loss that needs {', '.join(missing)} of the model {trained[name]!r}"
+                yield plan.problem("losses", number, found=found, fix=fix)
+            if needs.whole_batch and model.local_signals:
+                found = "a loss that compares the items of a step, with a model whose signals are computed in shares"
+                yield plan.problem("losses", number, found=found, fix="use a loss that works item by item")
+        chosen = loss.settings.teachers
+        if chosen is not None:
+            for position in chosen:
+                if not 0 <= position < len(self.teachers):
+                    fix = f"the stage has {len(self.teachers)}, counted from 0"
+                    yield plan.problem("losses", number, "teachers", found=f"no teacher {position}", fix=fix)
+                    return
+        uses = self.teachers if chosen is None else [self.teachers[position] for position in chosen]
+        least, most = needs.teachers
+        if len(uses) < least or (most is not None and len(uses) > most):
+            wanted = f"{least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+            found = f"a loss that needs {wanted} teacher{'' if least == most == 1 else 's'}, and has {len(uses)}"
+            yield plan.problem("losses", number, found=found, fix="set the stage's `teachers`, or the loss's")
+            return
+        if not needs.teacher:
+            return
+        for teacher in uses:
+            missing = sorted(needs.teacher - plan.provides(teacher))
+            if missing:
+                gives = ", ".join(sorted(plan.provides(teacher)))
+                found = f"a loss that needs {', '.join(missing)} of the teacher {teacher!r}"
+                yield plan.problem("losses", number, found=found, fix=f"that teacher gives: {gives}")
+
+    def _check_teachers(self, plan: PlanView) -> Iterator[Problem]:
+        making = [augmenter for augmenter in self.augment if augmenter.makes_texts]
+        for number, reference in enumerate(self.teachers):
+            model = plan.model(reference)
+            stored = model is None
+            if making and (stored or (isinstance(model, Teacher) and not model.made_texts)):
+                found = f"stored scores ({reference!r}) for examples that are made on the fly"
+                fix = "name the teacher model itself, so that it scores them while training"
+                yield plan.problem("teachers", number, found=found, fix=fix)
+            if stored and plan.task not in ("ranking", "pairs"):
+                found = f"stored scores for the task {plan.task}"
+                yield plan.problem("teachers", number, found=found, fix="name the teacher model itself")
+            if isinstance(model, Model) and plan.task not in model.tasks:
+                fix = f"it serves: {', '.join(sorted(model.tasks))}"
+                found = f"a teacher that does not serve the task {plan.task}"
+                yield plan.problem("teachers", number, found=found, fix=fix)
+
+    def _check_dev(self, plan: PlanView) -> Iterator[Problem]:
+        if self.dev is None or plan.task != "ranking" or self.dev_candidates is not None:
+            return
+        model = plan.model(self.student)
+        if isinstance(model, Model) and model.search != "dense":
+            fix = "add `dev_candidates`: a stage that mined the dev split"
+            yield plan.problem("dev", found="a model that cannot search a pool of passages by itself", fix=fix)
+
+    def estimate(self, plan: PlanView) -> str:
+        settings = self.settings_
+        length = f"{settings.steps} steps" if settings.steps else f"{settings.epochs or 1} epochs"
+        candidates = ""
+        if self.sampler is not None and self.sampler.num_candidates:
+            candidates = f" x {self.sampler.num_candidates} candidates"
+        live = sum(plan.model(reference) is not None for reference in self.teachers)
+        teachers = f", {live} live teacher{'' if live == 1 else 's'}" if live else ""
+        return f"{length}, batches of {settings.batch_size}{candidates}{teachers}"
+
+    # ------------------------------------------------------------ work
+
+    def run(self, context: StageContext) -> None:
+        Trainer(self, context).train()
+
+    def preflight(self, context: StageContext) -> Mapping[str, Any]:
+        return Trainer(self, context).preflight()
+
+
+@dataclass
+class _Slot:
+    """A teacher as the loop sees it."""
+
+    kind: Literal["stored", "frozen", "source", "trained"]
+    reference: str
+    model: Model | None = None
+    stored: StoredScores | None = None
+    source: Teacher | None = None
+    trained: str = ""
+
+
+class Trainer:
+    """Everything one training stage holds while it runs."""
+
+    def __init__(self, stage: Train, context: StageContext) -> None:
+        self.stage = stage
+        self.context = context
+        self.settings = stage.settings_
+        self.device = context.device
+        self.workers = context.workers
+        self.data = context.data(stage.data)
+        self.precision = resolve(self.settings.precision, self.device)
+        self.autocast = autocast_dtype(self.precision)
+        self.budget = Budget(tokens=self.settings.token_budget, max_rows=self.settings.max_rows)
+        self.models: dict[str, Model] = {
+            name: context.model(reference) for name, reference in stage.trained_models().items()
+        }
+        for model in self.models.values():
+            model.train(self.settings.dropout)
+            if self.settings.activation_checkpointing:
+                _checkpoint_activations(model)
+        self.slots = [self._slot(reference) for reference in stage.teachers]
+        self.losses = nn.ModuleList(stage.losses)
+        for loss in stage.losses:
+            loss.setup(self.models[loss.settings.model or STUDENT], self._teachers_of(loss, self._objects()))
+        self.losses.to(self.device)
+        self.needs = [loss.needs for loss in stage.losses]
+        self.student_needs, self.teacher_needs = self._needed()
+        self.feed = self._feed()
+        self.optimizers = {
+            name: make_optimizer(self.settings.optimizer_of(name), model, self._loss_parameters(name), self.device)
+            for name, model in self.models.items()
+        }
+        if self.settings.compile:
+            for model in self.models.values():
+                model.encode = torch.compile(model.encode, dynamic=True)  # type: ignore[method-assign]
+        self.dev = DevEvaluation(stage, context, self.data) if stage.dev else None
+        self.skipped_steps = 0
+        self._stop = False
+
+    def _feed(self) -> Feed:
+        stage, context = self.stage, self.context
+        sampler = stage.sampler
+        if sampler is None:
+            from kdfw.plugins import registry
+
+            cls = registry().get("sampler", DEFAULT_SAMPLER[self.data.task])
+            sampler = cls()  # type: ignore[assignment]
+            assert isinstance(sampler, Sampler)
+        sampler.bind(self.data, stage.split, context)
+        for augmenter in stage.augment:
+            augmenter.bind(self.data, stage.split, context)
+        feed = Feed(sampler, stage.augment, self.data, self.settings, context.seed)
+        if not feed.ids:
+            reasons = "; ".join(f"{count} {why}" for why, count in sampler.skipped.items()) or "the split is empty"
+            raise TrainingError(f"nothing to train on in split {stage.split!r}: {reasons}")
+        for why, count in sampler.skipped.items():
+            context.log.warning("%d items left out: %s", count, why)
+        return feed
+
+    def _slot(self, reference: str) -> _Slot:
+        context = self.context
+        for name, trained in self.stage.also_train.items():
+            if trained == reference:
+                return _Slot(kind="trained", reference=reference, trained=name)
+        if context.holds_scores(reference):
+            corpus = getattr(self.data, "corpus", None)
+            assert corpus is not None
+            return _Slot(kind="stored", reference=reference, stored=StoredScores(context.scores(reference), corpus))
+        teacher = context.teacher(reference)
+        if isinstance(teacher, Model):
+            frozen = copy.deepcopy(teacher) if any(teacher is model for model in self.models.values()) else teacher
+            return _Slot(kind="frozen", reference=reference, model=_freeze(frozen))
+        if teacher.copies_student:
+            return _Slot(kind="frozen", reference=reference, model=_freeze(copy.deepcopy(self.models[STUDENT])))
+        return _Slot(kind="source", reference=reference, source=teacher)
+
+    def _objects(self) -> list[Model | Teacher | None]:
+        return [
+            self.models[slot.trained] if slot.kind == "trained" else slot.model or slot.source for slot in self.slots
+        ]
+
+    def _teachers_of(self, loss: Loss, per_slot: Sequence[Any]) -> list[Any]:
+        chosen = loss.settings.teachers
+        return list(per_slot) if chosen is None else [per_slot[position] for position in chosen]
+
+    def _needed(self) -> tuple[dict[str, frozenset[str]], list[frozenset[str]]]:
+        students = {name: frozenset({"logits"}) for name in self.models}
+        teachers = [frozenset[str]() for _ in self.slots]
+        for loss, needs in zip(self.stage.losses, self.needs, strict=True):
+            name = loss.settings.model or STUDENT
+            students[name] |= needs.student
+            positions = range(len(self.slots)) if loss.settings.teachers is None else loss.settings.teachers
+            for position in positions:
+                teachers[position] |= needs.teacher
+        for position, slot in enumerate(self.slots):
+            if slot.kind == "trained":
+                students[slot.trained] |= teachers[position]
+        return students, teachers
+
+    def _loss_parameters(self, model: str) -> list[tuple[str, nn.Parameter]]:
+        """Trainable parts of the losses that train this model (projections, learned temperatures)."""
+        return [
+            (f"losses.{number}.{name}", parameter)
+            for number, loss in enumerate(self.stage.losses)
+            if (loss.settings.model or STUDENT) == model
+            for name, parameter in loss.named_parameters()
+        ]
+
+    # ------------------------------------------------------------ the loop
+
+    def train(self) -> None:
+        """From the last checkpoint (or the start) to the end; writes the model into the stage's folder."""
+        context, folder = self.context, self.context.folder
+        state = self._resume()
+        start, best, waited = state["step"], state.get("best"), state.get("waited", 0)
+        if context.workers.main:
+            keep_lines(folder / "metrics.jsonl", lambda line: line["step"] <= start)
+        saved_at = began = time.monotonic()
+        finished = bool(state.get("stopped_early"))
+        with (
+            numerics(self.settings.precision, self.device) as arithmetic,
+            self._clean_stop(),
+            context.progress(self.feed.total_steps, "train", "step", start) as progress,
+        ):
+            if not finished:
+                for step, batch in self.feed.ahead(start):
+                    clock = self.feed.clock(step)
+                    values = self.step(batch, clock)
+                    done = step + 1
+                    progress.update(1, **{name: values[name] for name in list(values)[:3]})
+                    if done % self.settings.log_every == 0 or done == self.feed.total_steps:
+                        context.record(step=done, epoch=clock.epoch, **values)
+                    if self._evaluate_now(done):
+                        assert self.dev is not None
+                        measured = self.dev.measure(self.models[STUDENT], self.budget, self.autocast)
+                        context.record(step=done, epoch=clock.epoch, **{f"dev/{self.dev.name}": measured})
+                        waited += 1
+                        if best is None or measured > best:
+                            best, waited = measured, 0
+                            self._keep_best()
+                        if self.stage.patience is not None and waited >= self.stage.patience:
+                            finished = True
+                    interrupted = any_process(self._stop, self.workers)
+                    if finished or interrupted or self._checkpoint_now(done, saved_at):
+                        saved_at = time.monotonic()
+                        self._save(done, {"best": best, "waited": waited, "stopped_early": finished})
+                    if interrupted:
+                        raise KeyboardInterrupt
+                    if finished:
+                        context.log.info("no improvement on %s for %d evaluations: stopped", self.stage.dev, waited)
+                        break
+        self._write_models()
+        seconds = time.monotonic() - began
+        context.summary(
+            {
+                "steps": self.feed.total_steps,
+                "items": len(self.feed.ids),
+                "precision": arithmetic,
+                "parameters": sum(parameter.numel() for parameter in self.models[STUDENT].parameters()),
+                **({f"best dev {self.dev.name}": best} if self.dev is not None and best is not None else {}),
+                **({"skipped steps (loss not finite)": self.skipped_steps} if self.skipped_steps else {}),
+                **({"gradient parts after out of memory": self.budget.pieces} if self.budget.pieces > 1 else {}),
+            }
+        )
+        context.log.info("trained %d steps in %.1f s", self.feed.total_steps - start, seconds)
+
+    def step(self, batch: Batch, clock: Clock) -> dict[str, float]:
+        """One optimizer step; returns the values of loss terms, rates and schedules for the log."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        active = {name for name, weight in self._active(clock)}
+        parts = self._split(batch) if self.settings.accumulate > 1 else [batch]
+        values: dict[str, float] = {}
+        for part_number, part in enumerate(parts):
+            found = self.backward(part, clock, scale=1.0 / len(parts), part=part_number)
+            for name, value in found.items():
+                values[name] = values.get(name, 0.0) + value / len(parts)
+        if not math.isfinite(values["loss"]):
+            return self._not_finite(batch, clock, values)
+        for name, model in self.models.items():
+            if name not in active:
+                continue
+            settings, optimizer = self.settings.optimizer_of(name), self.optimizers[name]
+            sum_gradients([p for p in model.parameters() if p.grad is not None], self.workers)
+            trainable = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            if settings.clip is not None and trainable:
+                norm = nn.utils.clip_grad_norm_(trainable, settings.clip)
+                key = "gradient_norm" if name == STUDENT else f"gradient_norm/{name}"
+                values[key] = float(norm)
+            values["lr" if name == STUDENT else f"lr/{name}"] = set_rate(optimizer, settings, clock)
+            optimizer.step()
+        return values
+
+    def _active(self, clock: Clock) -> Iterator[tuple[str, float]]:
+        """(model, weight) of the losses that count in this step; a model without any is left alone."""
+        for loss in self.stage.losses:
+            weight = loss.settings.weight.at(clock)
+            if not isinstance(weight, Tensor) and weight == 0.0:
+                continue
+            yield loss.settings.model or STUDENT, float(weight)
+
+    def backward(self, batch: Batch, clock: Clock, scale: float = 1.0, part: int = 0) -> dict[str, float]:
+        """Put the gradient of the batch's weighted losses into the parameters; returns the loss terms."""
+        for name in self.stage.producers:
+            batch = self.models[name].produce(batch, clock)
+        batch = replace(batch, num_items=self.models[STUDENT].num_items(batch))
+        if self.models[STUDENT].local_signals:
+            return self._backward_in_shares(batch, clock, scale, part)
+        active = {name for name, _ in self._active(clock)}
+        feeding = {slot.trained for slot in self.slots if slot.kind == "trained"}
+        cached: dict[str, Any] = {}
+        signals: dict[str, Signals] = {}
+        for number, (name, model) in enumerate(self.models.items()):
+            if name not in active | feeding or name in self.stage.producers:
+                continue
+            need = self.student_needs[name]
+            groups = model.rows(batch, need)
+            key = (clock.seed, clock.step, part, number)
+            road: dict[str, Any] = {
+                "device": self.device, "budget": self.budget, "workers": self.workers,
+                "rng_key": key, "autocast": self.autocast,
+            }  # fmt: skip
+            if name not in active:
+                with torch.no_grad():
+                    signals[name] = model.signals(represent(model, groups, need, **road), batch, need)
+            elif self._use_cache(groups):
+                cached[name] = represent_cached(model, groups, need, **road)
+                signals[name] = model.signals(cached[name].reps, batch, need)
+            else:
+                signals[name] = model.signals(represent(model, groups, need, **road), batch, need)
+        teachers = [self._teacher_signals(number, batch, signals) for number in range(len(self.slots))]
+        total, values = self._losses(signals, teachers, batch, clock)
+        if torch.isfinite(total):
+            (total * scale).backward()  # type: ignore[no-untyped-call]
+            for kept in cached.values():
+                backward_cached(kept)
+        return values
+
+    def _backward_in_shares(self, batch: Batch, clock: Clock, scale: float, part: int) -> dict[str, float]:
+        """For signals too large to hold for a whole step: one micro-batch of items at a time."""
+        model = self.models[STUDENT]
+        values: dict[str, float] = {}
+        for number, share in enumerate(shares(model, batch, self.student_needs[STUDENT], self.budget, self.workers)):
+            alone = Budget(tokens=1 << 40)
+            need = self.student_needs[STUDENT]
+            reps = represent(
+                model, model.rows(share, need), need, device=self.device, budget=alone,
+                rng_key=(clock.seed, clock.step, part, self.workers.rank, number), autocast=self.autocast,
+            )  # fmt: skip
+            signals = {STUDENT: model.signals(reps, share, need)}
+            teachers = [self._teacher_signals(slot, share, signals, alone=True) for slot in range(len(self.slots))]
+            total, found = self._losses(signals, teachers, share, clock)
+            for name, value in found.items():
+                values[name] = values.get(name, 0.0) + value
+            if not torch.isfinite(total):
+                break
+            (total * scale).backward()  # type: ignore[no-untyped-call]
+        return sum_values(values, self.workers)
+
+    def _losses(
+        self, signals: Mapping[str, Signals], teachers: Sequence[Signals], batch: Batch, clock: Clock
+    ) -> tuple[Tensor, dict[str, float]]:
+        total = torch.zeros((), device=self.device)
+        values: dict[str, float] = {"loss": 0.0}
+        for number, loss in enumerate(self.stage.losses):
+            student = signals.get(loss.settings.model or STUDENT)
+            chosen = self._teachers_of(loss, teachers)
+            weight = loss.settings.weight.at(clock, student, chosen)
+            if student is None or (not isinstance(weight, Tensor) and weight == 0.0):
+                continue
+            terms = loss(student, chosen, batch, clock)
+            total = total + weight * terms.total
+            name = loss.settings.name or self._loss_name(number)
+            values[name] = float(terms.total.detach())
+            for part, value in terms.parts.items():
+                values[f"{name}/{part}"] = float(value)
+            if not hasattr(loss.settings.weight, "value"):
+                values[f"{name}/weight"] = float(weight)
+        values["loss"] = float(total.detach())
+        return total, values
+
+    def _loss_name(self, number: int) -> str:
+        types = [type(loss).__name__ for loss in self.stage.losses]
+        name = types[number]
+        return name if types.count(name) == 1 else f"{name}-{number}"
+
+    def _teacher_signals(
+        self, number: int, batch: Batch, signals: Mapping[str, Signals], alone: bool = False
+    ) -> Signals:
+        slot, need = self.slots[number], self.teacher_needs[number]
+        if slot.kind == "trained":
+            return signals[slot.trained]
+        if not need:
+            return Signals()
+        if slot.stored is not None:
+            logits, mask = slot.stored.logits(batch)
+            return Signals(logits=logits.to(self.device), mask=mask.to(self.device))
+        if slot.model is not None:
+            workers = None if alone else self.workers
+            found = signals_of(
+                slot.model, batch, need, device=self.device, budget=self.budget, workers=workers, autocast=self.autocast
+            )
+            return found.detached()
+        assert slot.source is not None
+        return self._ask(slot.source, batch)
+
+    def _ask(self, source: Teacher, batch: Batch) -> Signals:
+        """Scores of a source that works on texts, one call for the whole batch; asked on the main process only."""
+        from kdfw.samplers.collate import texts_of_batch
+
+        queries, passages, ids = texts_of_batch(batch)
+        found = source.score(queries, passages, ids) if self.workers.main else []
+        lists = from_main([scores.tolist() for scores in found], self.workers)
+        assert batch.mask is not None
+        logits = torch.full(batch.mask.shape, math.nan)
+        for row, scores in enumerate(lists):
+            logits[row, : len(scores)] = torch.as_tensor(scores, dtype=torch.float32)
+        mask = batch.mask & torch.isfinite(logits)
+        return Signals(logits=torch.where(mask, logits, torch.zeros(())).to(self.device), mask=mask.to(self.device))
+
+    def _use_cache(self, groups: Sequence[Any]) -> bool:
+        if self.settings.gradient_cache != "auto":
+            return self.settings.gradient_cache == "always"
+        tokens = sum(int(group.lengths().sum()) for group in groups)
+        rows = sum(len(group) for group in groups)
+        return max(tokens / self.budget.tokens, rows / self.budget.max_rows) > self.settings.cache_above
+
+    def _split(self, batch: Batch) -> list[Batch]:
+        from kdfw.samplers.collate import take
+
+        size = -(-len(batch) // self.settings.accumulate)
+        return [take(batch, range(begin, min(begin + size, len(batch)))) for begin in range(0, len(batch), size)]
+
+    def _not_finite(self, batch: Batch, clock: Clock, values: Mapping[str, float]) -> dict[str, float]:
+        """A loss that is NaN or infinite: save what caused it, then stop or go on without this step."""
+        self.skipped_steps += 1
+        named = {name: value for name, value in values.items() if not math.isfinite(value)}
+        if self.workers.main:
+            record = {
+                "step": clock.step,
+                "ids": list(batch.ids),
+                "passages": list(batch.passage_ids),
+                "terms": {name: str(value) for name, value in values.items()},
+            }
+            write_json(self.context.folder / f"not-finite-step-{clock.step:08d}.json", record)
+        shown = ", ".join(batch.ids[:10]) + (" ..." if len(batch.ids) > 10 else "")
+        message = f"step {clock.step}: {', '.join(named)} not finite; items: {shown}"
+        if self.settings.on_nan == "stop":
+            where = self.context.folder / f"not-finite-step-{clock.step:08d}.json"
+            raise TrainingError(f"{message}; saved to {where}. A lower `lr`, or `on_nan: skip`, may help")
+        self.context.log.warning("%s; step skipped", message)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        return {name: value for name, value in values.items() if math.isfinite(value)}
+
+    # ------------------------------------------------------------ state
+
+    @property
+    def _modules(self) -> dict[str, nn.Module]:
+        return {**self.models, "losses": self.losses}
+
+    def _resume(self) -> dict[str, Any]:
+        found = checkpoint.latest(self.context.folder / "checkpoints")
+        if found is None:
+            return {"step": 0}
+        state = checkpoint.restore(found, self._modules, self.optimizers)
+        self.skipped_steps = state.get("skipped", 0)
+        self.context.log.info("goes on after step %d", state["step"])
+        return state
+
+    def _save(self, step: int, state: Mapping[str, Any]) -> None:
+        if self.workers.main:
+            checkpoint.save(
+                self.context.folder / "checkpoints", step, self._modules, self.optimizers,
+                {**state, "skipped": self.skipped_steps},
+            )  # fmt: skip
+        self.workers.barrier()
+
+    def _checkpoint_now(self, done: int, saved_at: float) -> bool:
+        if done == self.feed.total_steps:
+            return False
+        if self.settings.checkpoint_every is not None:
+            return done % self.settings.checkpoint_every == 0
+        return any_process(time.monotonic() - saved_at > self.settings.checkpoint_seconds, self.workers)
+
+    def _evaluate_now(self, done: int) -> bool:
+        if self.dev is None:
+            return False
+        every = self.feed.steps_per_epoch if self.stage.dev_every == "epoch" else self.stage.dev_every
+        return done % int(every) == 0 or done == self.feed.total_steps
+
+    def _keep_best(self) -> None:
+        if self.workers.main:
+            checkpoint.save(self.context.folder / "checkpoints" / "best", 0, self._modules, {}, {})
+        self.workers.barrier()
+
+    def _write_models(self) -> None:
+        """The student into `model/`, others into `models/<name>/`; the best checkpoint where a dev split chose one."""
+        best = checkpoint.latest(self.context.folder / "checkpoints" / "best")
+        if best is not None:
+            checkpoint.restore(best, self._modules, {})
+        if self.workers.main:
+            for name, model in self.models.items():
+                model.eval()
+                target = self.context.folder / ("model" if name == STUDENT else f"models/{name}")
+                target.mkdir(parents=True, exist_ok=True)
+                model.save(target)
+                append_line(self.context.folder / "models.jsonl", {"name": name, "folder": target.name})
+        self.workers.barrier()
+
+    @contextlib.contextmanager
+    def _clean_stop(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM finish the step, write a checkpoint and stop."""
+
+        def ask(number: int, frame: Any) -> None:
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+            self.context.log.warning("stopping after this step, with a checkpoint; once more stops at once")
+
+        before: dict[int, Any] = {}
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, ask)
+        except ValueError:  # not in the main thread: the caller's handlers stay
+            pass
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # ------------------------------------------------------------ checks
+
+    def preflight(self) -> Mapping[str, Any]:
+        """One batch through everything, without an optimizer step."""
+        batch = self.feed.batch(0)
+        clock = self.feed.clock(0)
+        model = self.models[STUDENT]
+        groups = model.rows(batch, self.student_needs[STUDENT])
+        with numerics(self.settings.precision, self.device):
+            values = self.backward(batch, clock)
+        shape = list(batch.mask.shape) if batch.mask is not None else [len(batch)]
+        report: dict[str, Any] = {
+            "items": len(self.feed.ids),
+            "steps": self.feed.total_steps,
+            "batch": shape,
+            "rows": {group.name: len(group) for group in groups},
+            "truncated": {group.name: f"{group.truncated / max(1, len(group)):.1%}" for group in groups},
+            "tokens": int(sum(int(group.lengths().sum()) for group in groups)),
+            "loss": json.loads(json.dumps(values)),
+            "left out": dict(self.feed.sampler.skipped),
+        }
+        warnings = []
+        for number, slot in enumerate(self.slots):
+            if slot.kind != "trained" and not model.local_signals:
+                warnings += _doubts(slot.reference, self._teacher_signals(number, batch, {}), batch)
+        if warnings:
+            report["warnings"] = warnings
+        return report
+
+
+def _doubts(teacher: str, signals: Signals, batch: Batch) -> list[str]:
+    """What is wrong with a teacher's scores of a batch, naming the items."""
+    logits = signals.logits
+    if logits is None or logits.dim() != 2 or logits.shape[1] < 2:
+        return []
+    real = torch.ones_like(logits, dtype=torch.bool) if signals.mask is None else signals.mask
+    found = []
+    broken = [batch.ids[row] for row in (~torch.isfinite(logits) & real).any(1).nonzero().flatten().tolist()]
+    if broken:
+        found.append(f"teacher {teacher!r}: NaN or infinite scores for {', '.join(broken[:10])}")
+    highest = logits.masked_fill(~real, -math.inf).amax(1)
+    lowest = logits.masked_fill(~real, math.inf).amin(1)
+    flat = [batch.ids[row] for row in ((highest <= lowest) & (real.sum(1) > 1)).nonzero().flatten().tolist()]
+    if flat:
+        found.append(f"teacher {teacher!r}: all scores equal for {', '.join(flat[:10])}")
+    if batch.mask is not None and batch.mask.shape == real.shape:
+        lacking = int((batch.mask.to(real.device) & ~real).sum())
+        if lacking:
+            found.append(f"teacher {teacher!r}: {lacking} candidates without a score")
+    return found
+
+
+def _freeze(model: Model) -> Model:
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
+def _checkpoint_activations(model: Model) -> None:
+    for module in model.modules():
+        enable = getattr(module, "gradient_checkpointing_enable", None)
+        if enable is not None:
+            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            return
