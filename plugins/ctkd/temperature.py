@@ -61,7 +61,7 @@ class GlobalTemperature(Schedule, nn.Module):
 
     def __call__(self, clock: Clock) -> float:
         """The temperature as it stands, for logs. It depends on what was learned, not on the clock."""
-        return float(self.at(clock))
+        return self.at(clock).item()
 
 
 class InstanceTemperature(Schedule, nn.Module):
