@@ -169,7 +169,9 @@ def check(
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    runtime = Runtime(plan=planned, store=store, workers=Workers(), device=device, offline=offline)
+    runtime = Runtime(
+        plan=planned, store=store, workers=Workers(), device=device, precision=planned.precision, offline=offline
+    )
     reports: list[dict[str, Any]] = []
     for stage in planned.stages:
         found = store.find(stage.kind, stage.fingerprint, verify=False)

@@ -83,6 +83,7 @@ def run_plan(
             store.set_aside(planned.kind, planned.fingerprint)
     runtime = Runtime(
         plan=plan,
+        precision=plan.precision,
         store=store,
         workers=workers,
         device=device or torch.device("cpu"),
@@ -228,8 +229,6 @@ def _write_recipe(out: Path, plan: Plan) -> None:
 
 
 def _write_manifest(out: Path, runtime: Runtime, records: Sequence[Mapping[str, Any]], finished: bool) -> None:
-    from kdfw.models.precision import describe
-
     write_json(
         out / "manifest.json",
         {
@@ -239,7 +238,7 @@ def _write_manifest(out: Path, runtime: Runtime, records: Sequence[Mapping[str, 
             "finished": finished,
             "processes": runtime.workers.world_size,
             "device": str(runtime.device),
-            "arithmetic": describe(),
+            "precision": runtime.precision,
             "python": platform.python_version(),
             "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
             "libraries": {name: version for name in LIBRARIES if (version := _version(name))},

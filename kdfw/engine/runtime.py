@@ -34,7 +34,7 @@ class Runtime:
     store: ArtifactStore
     workers: Workers
     device: torch.device
-    precision: str = "auto"
+    precision: str
     offline: bool = False
     trust_remote_code: bool = False
     """Only the command line can set it: a recipe can not make model code run."""

@@ -6,9 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from kdfw.components import Dataset, Model, Stage, Teacher
 from kdfw.engine.fingerprint import fingerprint
 from kdfw.errors import ConfigError, KdfwError, Problem, one_of
+from kdfw.models.precision import resolve
 from kdfw.options import Reference, Spec, iterate_specs
 from kdfw.recipe.recipe import Recipe, StageEntry
 
@@ -64,6 +67,8 @@ class Plan:
     """Stages in order, with everything they refer to."""
 
     recipe: Recipe
+    precision: str
+    """Arithmetic of encoding and scoring, resolved for this machine."""
     stages: tuple[PlannedStage, ...]
     datasets: Mapping[str, Dataset]
     models: Mapping[str, Model | Teacher]
@@ -136,6 +141,7 @@ class _Planner:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.problems: list[Problem] = list(recipe.problems)
+        self.precision = resolve(recipe.precision, "cuda" if torch.cuda.is_available() else "cpu")
         self.datasets: dict[str, Dataset] = {}
         self.models: dict[str, Model | Teacher] = {}
         self.data_fingerprints: dict[str, str] = {}
@@ -159,6 +165,7 @@ class _Planner:
             raise ConfigError(list(dict.fromkeys(self.problems)))
         return Plan(
             recipe=self.recipe,
+            precision=self.precision,
             stages=tuple(stages),
             datasets=self.datasets,
             models=self.models,
@@ -217,6 +224,7 @@ class _Planner:
                 entry.spec.canonical(lambda reference: self._identity(targets[reference.name])),
                 self.data_fingerprints[data],
                 self.recipe.seed if stage.seeded else None,
+                self.precision,
                 self._library_parts(entry.spec),
             ]
         )

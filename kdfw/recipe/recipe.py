@@ -10,6 +10,7 @@ from typing import Any
 
 from kdfw.components import Dataset, Method
 from kdfw.errors import KdfwError, Problem, did_you_mean, one_of
+from kdfw.models.precision import PRECISIONS
 from kdfw.options import Registry, Spec, check
 from kdfw.recipe import simple
 from kdfw.recipe.source import RecipePath, Source, load, override
@@ -23,6 +24,7 @@ TOP_KEYS = {
     "name": "name of the run; names the run folder",
     "description": "a line for people",
     "seed": "seed of everything random; default 13",
+    "precision": "arithmetic of encoding and scoring: auto (bf16 where the hardware has it), fp32, fp32-strict, bf16",
     "data": "a data set {type: ...}, or several by name",
     "models": "models and teachers by name",
     "stages": "the stages, in order",
@@ -65,6 +67,7 @@ class Recipe:
 
     name: str
     seed: int
+    precision: str
     data: Mapping[str, Spec]
     models: Mapping[str, Spec]
     stages: Sequence[StageEntry]
@@ -104,6 +107,11 @@ def build(source: Source, registry: Registry) -> Recipe:
             Problem(where=source.where(("seed",)), found=f"found {seed!r}", fix="a whole number from 0 to 2**32 - 1")
         )
         seed = 13
+    precision = raw.get("precision", "auto")
+    if precision not in PRECISIONS:
+        fix = one_of(str(precision), PRECISIONS)
+        problems.append(Problem(where=source.where(("precision",)), found=f"found {precision!r}", fix=fix))
+        precision = "auto"
     data = _data(raw.get("data"), source, registry, problems)
     task = _task(data)
     full = dict(raw)
@@ -128,11 +136,12 @@ def build(source: Source, registry: Registry) -> Recipe:
     return Recipe(
         name=name,
         seed=seed,
+        precision=precision,
         data=data,
         models=models,
         stages=entries,
         source=source,
-        resolved=_resolved(full, name, seed),
+        resolved=_resolved(full, name, seed, precision),
         problems=problems,
         faulty=frozenset(_written_names(full) - set(models) - set(data) - {entry.base for entry in entries}),
     )
@@ -152,10 +161,10 @@ def _written_names(full: Mapping[str, Any]) -> set[str]:
     return names
 
 
-def _resolved(full: Mapping[str, Any], name: str, seed: int) -> dict[str, Any]:
+def _resolved(full: Mapping[str, Any], name: str, seed: int, precision: str) -> dict[str, Any]:
     order = ["data", "models", "stages", "train"]
     rest = {key: full[key] for key in order if full.get(key) is not None}
-    head: dict[str, Any] = {"kdfw": FORMAT, "name": name, "seed": seed}
+    head: dict[str, Any] = {"kdfw": FORMAT, "name": name, "seed": seed, "precision": precision}
     if full.get("description"):
         head["description"] = full["description"]
     return head | rest
