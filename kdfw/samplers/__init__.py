@@ -1,1 +1,18 @@
-"""What training sees: which items, with which candidates, in each epoch."""
+"""What training sees: samplers draw examples, `collate` makes batches of them."""
+
+from __future__ import annotations
+
+from kdfw.components import Sampler
+from kdfw.samplers.mined import InBatch, Mined, Scored
+from kdfw.samplers.rows import Labelled, Pairs, Parallel
+from kdfw.samplers.triples import Triples
+
+SAMPLERS: dict[str, type[Sampler]] = {
+    "in-batch": InBatch,
+    "labelled": Labelled,
+    "mined": Mined,
+    "pairs": Pairs,
+    "parallel": Parallel,
+    "scored": Scored,
+    "triples": Triples,
+}
