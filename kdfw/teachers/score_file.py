@@ -1,0 +1,73 @@
+"""Teacher scores that someone else computed: files of (query id, passage id, score)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from kdfw.components import Teacher
+from kdfw.engine.fingerprint import file_digest, fingerprint
+from kdfw.errors import DataError
+
+if TYPE_CHECKING:
+    from kdfw.engine.context import StageContext
+
+
+class ScoreFile(Teacher):
+    """Scores from a file, by query and passage id.
+
+    Args:
+        path: the file, plain or gzip
+        layout: `tsv` (qid pid score), `margin` (positive_score negative_score qid positive_id negative_id), `jsonl`
+            (score lists), `trec` (a run file), or `auto`: told by the first line
+    """
+
+    made_texts: ClassVar[bool] = False
+    keeps_own_scores: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        path: Annotated[str, Field(min_length=1)],
+        layout: Literal["auto", "tsv", "margin", "jsonl", "trec"] = "auto",
+    ) -> None:
+        self.path = Path(path)
+        self.layout = layout
+        self._scores: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def fingerprint(self) -> str:
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: no such score file; paths are relative to where kdfw runs")
+        return fingerprint(["score-file", self.layout, file_digest(self.path)])
+
+    def load(self, context: StageContext | None = None) -> None:
+        """Read the file: 12 bytes a pair stay in memory, beside the ids."""
+        from kdfw.data.score_files import read_scores
+
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: no such score file; paths are relative to where kdfw runs")
+        found = read_scores(self.path, self.layout)
+        for query in list(found.scores):
+            row = found.scores.pop(query)
+            ids = np.asarray([passage.encode() for passage in row], dtype="S")
+            order = np.argsort(ids)
+            self._scores[query] = ids[order], np.fromiter(row.values(), dtype=np.float32, count=len(row))[order]
+
+    def score(
+        self, query: Sequence[str], passages: Sequence[Sequence[str]], ids: Sequence[tuple[str, Sequence[str]]]
+    ) -> list[np.ndarray]:
+        found = []
+        for query_id, passage_ids in ids:
+            scores = np.full(len(passage_ids), np.nan, dtype=np.float32)
+            if query_id in self._scores and passage_ids:
+                known, values = self._scores[query_id]
+                wanted = np.asarray([passage.encode() for passage in passage_ids], dtype="S")
+                at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+                same = known[at] == wanted
+                scores[same] = values[at[same]]
+            found.append(scores)
+        return found
