@@ -30,6 +30,8 @@ class RankingData:
     """By split; a split without judgements has no entry."""
     rankings: Mapping[str, Ranking] = field(default_factory=dict)
     """Candidate lists that came with the data (a first-stage run to re-rank, given triples), by name."""
+    triples: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """By split: (T, 3) int64 rows of the split's queries, the corpus (positive) and the corpus (negative), as filed."""
     query_in_corpus: bool = False
     """Convention of the benchmark: a query is removed from its own results (ArguAna, Quora)."""
 
