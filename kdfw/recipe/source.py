@@ -20,6 +20,7 @@ from kdfw.errors import ConfigError, Problem, one_of
 RecipePath = tuple[str | int, ...]
 MAX_NODES = 100_000
 MAX_DEPTH = 60
+_CONTAINERS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 class _Loader(yaml.SafeLoader):
@@ -115,6 +116,9 @@ class _Builder:
         if self.nodes > MAX_NODES or depth > MAX_DEPTH:
             found = f"more than {MAX_NODES} values" if self.nodes > MAX_NODES else f"nested deeper than {MAX_DEPTH}"
             raise ConfigError(Problem(where=self._at(node), found=found, fix="a recipe is small; aliases count too"))
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _CONTAINERS:
+            self._refuse_tag(node)
+            return None
         if isinstance(node, yaml.MappingNode):
             result: dict[str, Any] = {}
             for key_node, value_node in node.value:
@@ -163,10 +167,13 @@ class _Builder:
             return text
         if tag in ("str", "timestamp"):
             return text
+        self._refuse_tag(node)
+        return None
+
+    def _refuse_tag(self, node: Any) -> None:
         self.problems.append(
             Problem(where=self._at(node), found=f"the tag {node.tag}", fix="recipes hold plain values only")
         )
-        return None
 
     def _at(self, node: Any) -> str:
         return f"{self.file}:{node.start_mark.line + 1}"
