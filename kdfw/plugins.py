@@ -56,7 +56,7 @@ class Registry:
 
 def hook_name(kind: str) -> str:
     """The hook that collects components of a kind."""
-    return f"kdfw_{kind}s"
+    return f"kdfw_{kind}{'es' if kind.endswith('s') else 's'}"
 
 
 def build_registry(plugins: Iterable[tuple[str, Any, str, str]]) -> Registry:
