@@ -1,1 +1,1 @@
-"""Measures that agree with the leaderboards, significance, run files, benchmarks by name."""
+"""Measures, benchmarks, run files, significance; the `evaluate` stage."""
