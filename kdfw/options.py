@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
 import types
 import typing
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -360,7 +362,10 @@ def _check_options(
     references: list[Reference] = []
     try:
         model = plain_model(cls)(**{str(key): value for key, value in given.items()})
-        values = {name: getattr(model, name) for name in given if declared[name].form == "plain"}
+        for name in given:
+            if declared[name].form == "plain":
+                value = getattr(model, name)
+                values[name] = _expand(value, (*path, name), where, problems) if isinstance(value, FilePath) else value
     except ValidationError as error:
         for fault in error.errors():
             problems.append(_problem(fault, path, where, [*declared, *also_known]))
@@ -408,6 +413,16 @@ def _check_options(
         elif checked:
             values[name] = checked[0]
     return values, tuple(references)
+
+
+def _expand(path: FilePath, at: Path, where: Where, problems: list[Problem]) -> FilePath:
+    """A path with `~` and `$NAME` filled in. Only paths are expanded: nothing else of the environment gets in."""
+    text = os.path.expandvars(os.path.expanduser(str(path)))
+    missing = re.search(r"\$\{?(\w+)\}?", text)
+    if missing:
+        fix = f"set it: export {missing[1]}=..."
+        problems.append(Problem(where=where(at), found=f"the environment variable {missing[1]} is not set", fix=fix))
+    return FilePath(text)
 
 
 def _problem(fault: Any, path: Path, where: Where, known: list[str]) -> Problem:
