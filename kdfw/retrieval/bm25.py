@@ -23,7 +23,7 @@ from kdfw.engine.fingerprint import fingerprint
 from kdfw.errors import ConfigError, MissingDependencyError
 from kdfw.retrieval.postings import Entries, Postings, invert
 from kdfw.retrieval.queries import search_in_shares
-from kdfw.retrieval.store import kept
+from kdfw.retrieval.store import Opened, kept
 
 if TYPE_CHECKING:
     from kdfw.data.ranking import Ranking
@@ -250,6 +250,7 @@ class BM25(Retriever):
     ) -> None:
         self.formula = Formula(method=method, k1=k1, b=b, delta=delta)
         self.analyzer = Analyzer(stemmer=stemmer, stopwords=stopwords)
+        self._opened = Opened[Index]()
 
     def fingerprint_parts(self) -> Mapping[str, Any]:
         """Versions of what supplies stop words and stems."""
@@ -282,7 +283,7 @@ class BM25(Retriever):
 
     def search(self, data: RankingData, queries: TextSource, depth: int, context: StageContext) -> Ranking:
         """Passages that share a term with the query; lists are shorter than `depth` where there are fewer."""
-        index = self.index(data.corpus, context)
+        index = self._opened.get(data.corpus.fingerprint, lambda: self.index(data.corpus, context))
         return search_in_shares(
             queries, lambda number: index.search(queries.text(number), depth, data.corpus), context, "BM25"
         )

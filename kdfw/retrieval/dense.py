@@ -14,7 +14,7 @@ from kdfw.references import ModelRef
 from kdfw.retrieval.encode import DType, Vectors, encode_vectors
 from kdfw.retrieval.indexes import Approximate, Flat, Found, IndexOptions, build_index, in_order, load_faiss, nearest
 from kdfw.retrieval.queries import as_ranking, gathered
-from kdfw.retrieval.store import kept
+from kdfw.retrieval.store import Opened, kept
 
 if TYPE_CHECKING:
     from kdfw.data.ranking import Ranking
@@ -39,6 +39,8 @@ class Dense(Retriever):
         self.model = model
         self.index = index
         self.dtype: DType = dtype
+        self._opened = Opened[Vectors]()
+        self._approximate = Opened[Approximate]()
 
     def fingerprint_parts(self) -> Mapping[str, Any]:
         """Version of faiss where it decides what is found; exact search does not depend on it."""
@@ -50,11 +52,14 @@ class Dense(Retriever):
         wanted = encode_vectors(self.model, queries, "query", context)
         ids = [queries.id(number) for number in range(len(queries))]
         starts = range(0, len(queries), BLOCK_QUERIES)
+        key = (corpus.fingerprint, context.model_fingerprint(self.model))
         lists = []
         if not len(corpus) or not len(queries):
             return as_ranking([_empty()] * len(queries), ids)
         if isinstance(self.index, Flat):
-            vectors = encode_vectors(self.model, corpus, "passage", context, dtype=self.dtype, whole=False)
+            vectors = self._opened.get(
+                key, lambda: encode_vectors(self.model, corpus, "passage", context, dtype=self.dtype, whole=False)
+            )
             windows = workers.share(len(vectors))
             rows = range(windows.start * vectors.window, min(windows.stop * vectors.window, len(corpus)))
             with context.progress(len(queries), "searching", "queries") as progress:
@@ -64,7 +69,10 @@ class Dense(Retriever):
                     lists.extend(in_order(_from_all(found, context), corpus, depth))
                     progress.update(len(block))
             return as_ranking(lists, ids)  # every process has merged all of it
-        index = self._open(encode_vectors(self.model, corpus, "passage", context, dtype=self.dtype), context)
+        index = self._approximate.get(
+            key,
+            lambda: self._open(encode_vectors(self.model, corpus, "passage", context, dtype=self.dtype), context),
+        )
         own = workers.share(len(starts))
         with context.progress(len(own), "searching", "blocks") as progress:
             for number in own:

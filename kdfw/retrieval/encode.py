@@ -38,6 +38,8 @@ Columns = dict[str, np.ndarray]
 
 _BLOCK = {"dense": PASSAGE_WINDOW, "sparse": 256, "maxsim": 2_048}
 """Texts of one forward call: bounded by the size of what comes back (V weights, L vectors of a text)."""
+_NAME = {"dense": "embedding", "sparse": "sparse", "maxsim": "tokens"}
+"""What `Model.encode` calls it."""
 
 
 @dataclass(kw_only=True)
@@ -290,22 +292,24 @@ def _blocks(
     from kdfw.models.precision import autocast_dtype
 
     autocast = autocast_dtype(context.precision)
-    for _, reps in encode_blocks(model, texts, role, rows=rows, device=context.device, autocast=autocast, block=block):
+    for _, reps in encode_blocks(
+        model, texts, role, rows=rows, device=context.device, autocast=autocast, block=block, name=_NAME[kind]
+    ):
         yield columns_of(reps, kind)
 
 
 def columns_of(reps: Mapping[str, Any], kind: Kind) -> Columns:
     """What is stored of a block of representations."""
-    embedding = reps["embedding"].float().numpy()
+    values: np.ndarray = reps[_NAME[kind]].float().numpy()
     if kind == "dense":
-        return {"counts": np.ones(len(embedding), dtype=np.int32), "values": embedding}
+        return {"counts": np.ones(len(values), dtype=np.int32), "values": values}
     if kind == "sparse":
-        where = embedding != 0
+        where = values != 0
         rows, terms = np.nonzero(where)
-        counts = np.bincount(rows, minlength=len(embedding)).astype(np.int32)
-        return {"counts": counts, "terms": terms.astype(np.int32), "values": embedding[where]}
-    mask = reps["mask"].numpy().astype(bool)
-    return {"counts": mask.sum(axis=1).astype(np.int32), "values": embedding[mask].astype(np.float16)}
+        counts = np.bincount(rows, minlength=len(values)).astype(np.int32)
+        return {"counts": counts, "terms": terms.astype(np.int32), "values": values[where]}
+    mask = reps["token_mask"].numpy().astype(bool)
+    return {"counts": mask.sum(axis=1).astype(np.int32), "values": values[mask].astype(np.float16)}
 
 
 def _check_finite(block: Columns, texts: TextSource, first: int) -> None:

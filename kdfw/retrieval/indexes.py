@@ -105,8 +105,8 @@ def nearest(queries: np.ndarray, vectors: Vectors, rows: range, depth: int, devi
         best, scores = _block_best(queries, block, min(want, len(block)), device)
         found.append((np.where(best >= 0, best + begin, -1), scores))
         if len(found) == 8:
-            found = [_narrow(found, want)]
-    return _narrow(found, want) if found else _nothing(len(queries))
+            found = [narrow(found, want)]
+    return narrow(found, want) if found else _nothing(len(queries))
 
 
 def _block_best(queries: np.ndarray, block: np.ndarray, depth: int, device: torch.device) -> Found:
@@ -126,7 +126,8 @@ def _block_best(queries: np.ndarray, block: np.ndarray, depth: int, device: torc
     return indices, scores
 
 
-def _narrow(found: list[Found], want: int) -> Found:
+def narrow(found: list[Found], want: int) -> Found:
+    """The best `want` of each query over several parts of the corpus, unordered."""
     rows = np.concatenate([part[0] for part in found], axis=1)
     scores = np.concatenate([part[1] for part in found], axis=1)
     if rows.shape[1] > want:

@@ -7,9 +7,26 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from kdfw.data.store import build_folder, verify_digests
 from kdfw.errors import ArtifactError
+
+T = TypeVar("T")
+
+
+class Opened(Generic[T]):
+    """What a retriever has open: one thing at a time, so that searching block by block verifies it once."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._value: T | None = None
+
+    def get(self, key: object, make: Callable[[], T]) -> T:
+        """What was opened for `key`, or what `make` opens now. All processes call this alike."""
+        if self._value is None or key != self._key:
+            self._value, self._key = make(), key
+        return self._value
 
 
 def kept(folder: Path, build: Callable[[Path], None], log: logging.Logger) -> Path:

@@ -78,11 +78,16 @@ def test_two_processes_agree_on_an_approximate_index(index: str, tmp_path: Path)
     corpus, queries = texts("p", 700), texts("q", 9)
     data = ranking_data(corpus, queries)
     options = {"type": index, "bytes_per_vector": 8} if "pq" in index else {"type": index}
-    dense = Dense(model="m", index=TypeAdapter(IndexOptions).validate_python(options))
-    alone = dense.search(data, queries, 5, Context(tmp_path / "1", models={"m": CharacterModel()}))
+
+    def dense() -> Dense:
+        return Dense(model="m", index=TypeAdapter(IndexOptions).validate_python(options))
+
+    alone = dense().search(data, queries, 5, Context(tmp_path / "1", models={"m": CharacterModel()}))
 
     def task(workers: object) -> object:
-        return dense.search(data, queries, 5, Context(tmp_path / "2", models={"m": CharacterModel()}, workers=workers))
+        return dense().search(
+            data, queries, 5, Context(tmp_path / "2", models={"m": CharacterModel()}, workers=workers)
+        )
 
     for ranking in two_workers(task):
         assert as_lists(ranking, corpus) == as_lists(alone, corpus)

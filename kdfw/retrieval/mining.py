@@ -1,0 +1,365 @@
+"""Mining: candidate lists for training, from any retriever."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from kdfw.components import Retriever, Stage
+from kdfw.data.ranking import Ranking
+from kdfw.errors import ConfigError, DataError, Problem
+from kdfw.references import DataRef, ModelRef
+from kdfw.retrieval.given import score_lists
+
+if TYPE_CHECKING:
+    from kdfw.data.sets import RankingData
+    from kdfw.engine.context import StageContext
+    from kdfw.types import TextSource
+
+BLOCK_QUERIES = 8_192
+"""Queries mined between two points a killed run can go on from."""
+SMALL_RUN = 200_000
+"""Results up to which `run.trec` is written too."""
+COUNTS = ("own", "positives", "window", "scores", "margin", "limit")
+"""Why a candidate was dropped, in the order in which it is looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """Which of a query's results stay candidates, applied in the order of the fields."""
+
+    drop_positives: bool = True
+    include_positives: bool = False
+    ranks: tuple[int, int] | None = None
+    min_score: float | None = None
+    max_score: float | None = None
+    margin: float | None = None
+    relative_margin: float | None = None
+    limit: int | None = None
+
+    def keep(
+        self, rows: np.ndarray, scores: np.ndarray, judged: np.ndarray, positives: Sequence[int]
+    ) -> tuple[np.ndarray, dict[str, int]]:
+        """(which results stay (n,) bool, how many were dropped by each rule).
+
+        Args:
+            rows: (n,) in order of rank.
+            scores: (n,) the retriever's; unused by the rules but for its order.
+            judged: (n,) scores the rules compare: the retriever's, or those of the filter model.
+            positives: rows of the labelled positives.
+        """
+        positive = np.isin(rows, np.asarray(positives, dtype=np.int64))
+        dropped: dict[str, int] = {}
+        stays = np.ones(len(rows), dtype=bool)
+
+        def drop(name: str, which: np.ndarray) -> None:
+            which = which & stays
+            if self.include_positives:
+                which = which & ~positive
+            dropped[name] = int(which.sum())
+            stays[which] = False
+
+        drop("positives", positive if self.drop_positives else np.zeros_like(positive))
+        if self.ranks is not None:
+            # positives that stay in the list do not count: the window is one of possible negatives
+            rank = np.cumsum(stays & ~(positive & self.include_positives))
+            drop("window", (rank < self.ranks[0]) | (rank > self.ranks[1]))
+        low = -np.inf if self.min_score is None else self.min_score
+        high = np.inf if self.max_score is None else self.max_score
+        drop("scores", (judged < low) | (judged > high))
+        if self.margin is not None or self.relative_margin is not None:
+            drop("margin", ~positive & ~(judged <= self._highest(judged[positive])))
+        if self.limit is not None:
+            drop("limit", np.cumsum(stays & ~(positive & self.include_positives)) > self.limit)
+        return stays, dropped
+
+    def _highest(self, positive_scores: np.ndarray) -> float:
+        """The score a candidate may reach. Minus infinity where no positive was found: all candidates beat it then."""
+        if not len(positive_scores):
+            return -np.inf
+        best = float(positive_scores.max())
+        return min(
+            best - (self.margin or 0.0),
+            best - abs(best) * (self.relative_margin or 0.0),  # for best >= 0: (1 - share) * best
+        )
+
+
+class Mine(Stage):
+    """Candidate lists: what a retriever finds for each query, without the labelled positives, by rank and score.
+
+    The rules work in this order: the query's own passage is left out (data sets that say so), positives dropped, then
+    the rank window (ranks among what is left, from 1), score bounds, margins, and the limit. A labelled positive that
+    was not found scores at most what the last result scores, so with a margin such a query keeps nothing.
+    """
+
+    produces = frozenset({"candidates"})
+
+    def __init__(
+        self,
+        *,
+        retriever: Annotated[Retriever, Field(description="finds the passages; several: `fusion`, or several stages")],
+        data: Annotated[DataRef | None, Field(description="default: the recipe's data set")] = None,
+        split: Annotated[str, Field(description="whose queries")] = "train",
+        depth: Annotated[int, Field(ge=1, description="results looked at for each query")] = 200,
+        drop_positives: Annotated[bool, Field(description="leave the labelled positives out")] = True,
+        include_positives: Annotated[
+            bool,
+            Field(description="every labelled positive is in the list, at the end where it was not found"),
+        ] = False,
+        min_grade: Annotated[int, Field(ge=1, description="grade from which a judged passage is a positive")] = 1,
+        ranks: Annotated[
+            tuple[int, int] | None, Field(description="[first, last] rank kept, from 1, positives not counted")
+        ] = None,
+        min_score: Annotated[float | None, Field(description="lowest score of a candidate")] = None,
+        max_score: Annotated[float | None, Field(description="highest score of a candidate")] = None,
+        margin: Annotated[
+            float | None, Field(description="a candidate scores at most the best positive's score minus this")
+        ] = None,
+        relative_margin: Annotated[
+            float | None,
+            Field(ge=0, le=1, description="a candidate scores at most this share below the best positive"),
+        ] = None,
+        filter_model: Annotated[
+            ModelRef | None, Field(description="scores that bounds and margins compare; default: the retriever's")
+        ] = None,
+        limit: Annotated[int | None, Field(ge=1, description="candidates kept for a query, best first")] = None,
+    ) -> None:
+        self.retriever = retriever
+        self.data = data
+        self.split = split
+        self.depth = depth
+        self.min_grade = min_grade
+        self.filter_model = filter_model
+        self.rules = Rules(
+            drop_positives=drop_positives and not include_positives,
+            include_positives=include_positives,
+            ranks=ranks,
+            min_score=min_score,
+            max_score=max_score,
+            margin=margin,
+            relative_margin=relative_margin,
+            limit=limit,
+        )
+
+    def check(self, plan: Any) -> Iterator[Problem]:
+        """The split exists, the data are for ranking, the window holds at least one rank of the depth."""
+        if plan.task != "ranking":
+            yield plan.problem("type", found=f"data for {plan.task}", fix="mining needs ranking data")
+        if plan.splits and self.split not in plan.splits:
+            known = ", ".join(plan.splits)
+            yield plan.problem("split", found=f"no split {self.split!r}", fix=f"the data have: {known}")
+        ranks = self.rules.ranks
+        if ranks is not None and not 1 <= ranks[0] <= min(ranks[1], self.depth):
+            fix = f"write [first, last] with 1 <= first <= last, first within the depth of {self.depth}"
+            yield plan.problem("ranks", found=f"found {list(ranks)}", fix=fix)
+        uses_scores = any(
+            value is not None
+            for value in (self.rules.min_score, self.rules.max_score, self.rules.margin, self.rules.relative_margin)
+        )
+        if self.filter_model is not None and not uses_scores:
+            yield plan.problem("filter_model", found="a filter model without a bound or margin", fix="give a margin")
+
+    def estimate(self, plan: Any) -> str:
+        """The depth; numbers of queries are known once the data are read."""
+        return f"queries of {self.split} x {self.depth} passages"
+
+    def run(self, context: StageContext) -> None:
+        """Write `ranking.*`, and `run.trec` when it is small."""
+        data: RankingData = context.data(self.data)  # type: ignore[assignment]
+        queries = self._queries(data)
+        positives = data.positives(self.split, self.min_grade)
+        blocks = Blocks(context.folder / "scratch", len(queries), context)
+        for begin in blocks:
+            block = Part(queries, begin, min(begin + BLOCK_QUERIES, len(queries)))
+            blocks.write(begin, *self._mine(block, data, positives, context))
+        if not context.workers.main:
+            return
+        ranking, counts = blocks.joined([queries.id(number) for number in range(len(queries))])
+        ranking.save(context.folder)
+        if len(ranking.passages) <= SMALL_RUN:
+            write_run(ranking, data.corpus, context.folder / "run.trec")
+        context.summary(summary_of(ranking, counts))
+
+    def preflight(self, context: StageContext) -> Mapping[str, Any]:
+        """The first queries through the whole of it."""
+        data: RankingData = context.data(self.data)  # type: ignore[assignment]
+        queries = Part(self._queries(data), 0, 8)
+        ranking, counts = self._mine(queries, data, data.positives(self.split, self.min_grade), context)
+        return summary_of(ranking, counts)
+
+    def _queries(self, data: RankingData) -> TextSource:
+        if self.split not in data.queries:
+            raise DataError(f"data {data.name!r}: no queries for split {self.split!r}; it has: {sorted(data.queries)}")
+        return data.queries[self.split]
+
+    def _mine(
+        self, queries: TextSource, data: RankingData, positives: Mapping[str, Sequence[str]], context: StageContext
+    ) -> tuple[Ranking, dict[str, int]]:
+        """The lists of some queries, and counts: dropped by rule, positives labelled and found."""
+        found = self.retriever.search(data, queries, self.depth + data.query_in_corpus, context)
+        counts = dict.fromkeys((*COUNTS, "labelled", "found"), 0)
+        kept, wanted = [], []
+        for number, query in enumerate(found.query_ids):
+            rows, scores = (np.array(part) for part in found.of(number))
+            if data.query_in_corpus:
+                own = _row(data, query)
+                other = rows != own
+                counts["own"] += int((~other).sum())
+                rows, scores = rows[other][: self.depth], scores[other][: self.depth]
+            labelled = [row for row in (_row(data, id) for id in positives.get(query, ())) if row >= 0]
+            wanted.append(labelled)
+            counts["labelled"] += len(positives.get(query, ()))
+            counts["found"] += int(np.isin(rows, labelled).sum())
+            if self.rules.include_positives or self.filter_model is not None:
+                missing = [row for row in dict.fromkeys(labelled) if row not in set(rows.tolist())]
+                rows, scores = _at_the_end(rows, scores, missing)
+            kept.append((rows, scores))
+        judged = [scores for _, scores in kept]
+        if self.filter_model is not None:
+            listed = Ranking.from_lists((id, *pair) for id, pair in zip(found.query_ids, kept, strict=True))
+            scored = score_lists(self.filter_model, listed, data.corpus, queries, context)
+            judged = [np.array(scored.of(number)[1]) for number in range(len(scored))]
+        lists = []
+        for id, (rows, scores), judge, labelled in zip(found.query_ids, kept, judged, wanted, strict=True):
+            stays, dropped = self.rules.keep(rows, scores, judge, labelled)
+            for name, count in dropped.items():
+                counts[name] += count
+            lists.append((id, rows[stays], scores[stays]))
+        return Ranking.from_lists(iter(lists)), counts
+
+
+def _row(data: RankingData, id: str) -> int:
+    """Row of a passage; -1 for one that is not in the corpus."""
+    try:
+        return data.corpus.row(id)
+    except KeyError:
+        return -1
+
+
+def _at_the_end(rows: np.ndarray, scores: np.ndarray, missing: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """With rows that were not found: each scores just below the one before, which keeps the order that scores say."""
+    tail = []
+    last = np.float32(scores[-1]) if len(scores) else np.float32(0)
+    for _ in missing:
+        last = np.nextafter(last, np.float32(-np.inf))
+        tail.append(last)
+    return np.concatenate((rows, np.asarray(missing, dtype=np.int64))), np.concatenate(
+        (scores, np.asarray(tail, dtype=np.float32))
+    )
+
+
+class Part:
+    """Some consecutive texts of a source, as a source."""
+
+    def __init__(self, source: TextSource, begin: int, end: int) -> None:
+        self._source = source
+        self._rows = range(begin, min(end, len(source)))
+        whole = len(self._rows) == len(source)
+        self.fingerprint = source.fingerprint if whole else f"{source.fingerprint}[{begin}:{self._rows.stop}]"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def text(self, row: int) -> str:
+        """The text of a row."""
+        return self._source.text(self._rows[row])
+
+    def id(self, row: int) -> str:
+        """The id of a row."""
+        return self._source.id(self._rows[row])
+
+    def row(self, id: str) -> int:
+        """The row of an id; KeyError when it is not in this part."""
+        row = self._source.row(id)
+        if row not in self._rows:
+            raise KeyError(id)
+        return row - self._rows.start
+
+
+class Blocks:
+    """Results block by block, in a folder that survives a kill and is not part of the artifact."""
+
+    def __init__(self, folder: Path, total: int, context: StageContext) -> None:
+        self.folder = folder
+        self.total = total
+        self.context = context
+
+    def __iter__(self) -> Iterator[int]:
+        """First query of each block that is not there yet; the main process decides for all."""
+        for begin in range(0, self.total, BLOCK_QUERIES):
+            there = np.asarray([int((self.folder / f"{begin:09d}").is_dir())])
+            workers = self.context.workers
+            if not (workers.gather(there) if workers.world_size > 1 else there)[0]:
+                yield begin
+
+    def write(self, begin: int, ranking: Ranking, counts: Mapping[str, int]) -> None:
+        """Store a block, in one rename."""
+        if not self.context.workers.main:
+            return
+        place = self.folder / f"{begin:09d}"
+        temporary = place.with_suffix(".making")
+        shutil.rmtree(temporary, ignore_errors=True)
+        ranking.save(temporary)
+        np.save(temporary / "counts.npy", np.asarray(list(counts.values()), dtype=np.int64))
+        (temporary / "counts.txt").write_text("\n".join(counts), encoding="utf-8")
+        from kdfw.data.store import sync_folder
+
+        sync_folder(temporary)
+        os.replace(temporary, place)
+
+    def joined(self, query_ids: Sequence[str]) -> tuple[Ranking, dict[str, int]]:
+        """All blocks."""
+        parts, counts = [], dict[str, int]()
+        for begin in range(0, self.total, BLOCK_QUERIES):
+            place = self.folder / f"{begin:09d}"
+            parts.append(Ranking.load(place))
+            names = (place / "counts.txt").read_text(encoding="utf-8").split("\n")
+            values = np.load(place / "counts.npy", allow_pickle=False).tolist()
+            for name, value in zip(names, values, strict=True):
+                counts[name] = counts.get(name, 0) + value
+        lengths = [np.diff(part.starts) for part in parts]
+        empty: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+        return (
+            Ranking(
+                query_ids=tuple(query_ids),
+                starts=np.concatenate(([0], np.cumsum(np.concatenate(lengths or empty)))).astype(np.int64),
+                passages=np.concatenate([part.passages for part in parts] or empty),
+                scores=np.concatenate([part.scores for part in parts] or empty).astype(np.float32),
+            ),
+            counts,
+        )
+
+
+def summary_of(ranking: Ranking, counts: Mapping[str, int]) -> dict[str, Any]:
+    """Numbers that say what mining found and left out."""
+    lengths = np.diff(ranking.starts)
+    labelled = counts.get("labelled", 0)
+    return {
+        "queries": len(ranking),
+        "mean_length": round(float(lengths.mean()), 2) if len(lengths) else 0.0,
+        "empty_lists": int((lengths == 0).sum()),
+        "positives_found": round(counts.get("found", 0) / labelled, 4) if labelled else None,
+        **{f"dropped_{name}": counts.get(name, 0) for name in COUNTS},
+    }
+
+
+def write_run(ranking: Ranking, corpus: TextSource, path: Path) -> None:
+    """A TREC run; scores with nine digits, which float32 needs to be read back equal."""
+    with path.open("w", encoding="utf-8") as stream:
+        for number, query in enumerate(ranking.query_ids):
+            for rank, (row, score) in enumerate(zip(*ranking.of(number), strict=True), 1):
+                stream.write(f"{query} Q0 {corpus.id(int(row))} {rank} {float(score):.9g} kdfw\n")
+
+
+def checked_ranks(ranks: tuple[int, int], where: str) -> tuple[int, int]:
+    """Ranks from 1, first not after last; raises ConfigError."""
+    if not 1 <= ranks[0] <= ranks[1]:
+        raise ConfigError(f"{where}: found {list(ranks)}; write [first, last] with 1 <= first <= last")
+    return ranks
