@@ -127,6 +127,8 @@ def load_adapters(method: str) -> Mapping[str, Adapter]:
         return {}
     spec = importlib.util.spec_from_file_location(f"kdfw_golden_{file.stem}", file)
     assert spec is not None and spec.loader is not None
+    if str(HERE) not in sys.path:  # adapters share modules of this folder
+        sys.path.append(str(HERE))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     adapters: Mapping[str, Adapter] = module.ADAPTERS
