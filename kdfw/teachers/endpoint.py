@@ -3,9 +3,9 @@
 The client is the standard library's `urllib` with a pool of threads: a request is one JSON POST, so a dependency
 would bring nothing but its own retries, which this teacher must control itself (budget, Retry-After, redaction).
 
-Money and work are safe: every answer is put into the score store as it arrives (a pair, or a window of a list), what was
-spent is written down after each, and a request goes out only while its worst case fits into the budget. A stop, clean or
-not, therefore costs nothing twice.
+Money and work are safe: every answer is put into the score store as it arrives (a pair, or a window of a list), what
+was spent is written down after each, and a request goes out only while its worst case fits into the budget. A stop,
+clean or not, therefore costs nothing twice.
 
 The API key is read from the environment variable named in the options, sent in the Authorization header and nowhere
 else: not in fingerprints, files or logs, and cut out of every message, also out of what a server says back. Redirects
@@ -53,9 +53,9 @@ GRADED = (
     "and nothing else.\n\nQuery: {query}\n\nPassage: {passage}"
 )
 LISTWISE = (
-    "I will give you {count} passages, each with an identifier in brackets. Rank them by how well they answer the query: "
-    "{query}\n\n{passages}\n\nQuery: {query}\n\nRank all {count} passages, the best first. Reply with the identifiers "
-    "only, in the form [2] > [1] > [3]."
+    "I will give you {count} passages, each with an identifier in brackets. Rank them by how well they answer the "
+    "query: {query}\n\n{passages}\n\nQuery: {query}\n\nRank all {count} passages, the best first. Reply with the "
+    "identifiers only, in the form [2] > [1] > [3]."
 )
 MAX_ANSWER_BYTES = 1 << 22
 MAX_WAIT_SECONDS = 120.0
@@ -141,8 +141,8 @@ class OpenAI(Teacher):
     """Scores from any server that speaks the OpenAI chat-completions protocol.
 
     Pointwise `yes-no` reads the log probabilities of the first token (the endpoint must give them); pointwise `grade`
-    reads a number. Listwise shows windows of a list and sorts it from the back to the front (RankGPT, arXiv:2304.09542);
-    the score of a passage is then its place: D - rank, so D - 1 down to 0.
+    reads a number. Listwise shows windows of a list and sorts it from the back to the front (RankGPT,
+    arXiv:2304.09542); the score of a passage is then its place: D - rank, so D - 1 down to 0.
 
     Args:
         base_url: address up to and without `/chat/completions`, such as http://localhost:8000/v1
@@ -193,7 +193,7 @@ class OpenAI(Teacher):
     ) -> None:
         address = urllib.parse.urlsplit(base_url)
         if address.scheme not in ("http", "https") or not address.hostname:
-            raise ConfigError(f"openai: base_url must begin with http:// or https://, such as http://localhost:8000/v1")
+            raise ConfigError("openai: base_url must begin with http:// or https://, such as http://localhost:8000/v1")
         if address.username or address.password or address.query or address.fragment:
             raise ConfigError(
                 "openai: base_url must hold no user, password or query: recipes are copied into run folders; "
@@ -232,23 +232,30 @@ class OpenAI(Teacher):
         self.budget = budget
         self.token_budget = token_budget
         self.request_options = dict(request_options or {})
+        ours = sorted({"messages", "model", "stream", "n", "logprobs", "top_logprobs"} & set(self.request_options))
+        if ours:
+            raise ConfigError(f"openai: request_options may not hold {', '.join(ours)}: kdfw sets them")
         self.counts: Counter[str] = Counter()
         """Requests, retries, repaired and unusable answers, pairs or windows taken from the store."""
         self._key = ""
         self._store: ScoreStore | None = None
-        self._meter = _Meter(None)
+        self._meter = _Meter(None, "", 0)
         self._workers = 1
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._opener: urllib.request.OpenerDirector | None = None
 
     def fingerprint(self) -> str:
-        """Of everything that changes an answer; not of key, address, price or budget.
-
-        The address is left out so that moving a server, or its port, does not cost every score again: the model's name
-        stands for the model.
-        """
-        asked = [self.mode, self.answer, self.highest_grade, self.template, self.system, self.max_passage_words]
+        """Of everything that changes an answer; not of key, price or budget."""
+        asked = [
+            self.base_url,
+            self.mode,
+            self.answer,
+            self.highest_grade,
+            self.template,
+            self.system,
+            self.max_passage_words,
+        ]
         listwise = [self.window, self.stride] if self.mode == "listwise" else []
         return fingerprint(
             ["openai", self.version, self.model, asked, listwise, self.max_answer_tokens, self.request_options]
@@ -265,10 +272,13 @@ class OpenAI(Teacher):
         self._store = ScoreStore(folder, describe={"model": self.model, "mode": self.mode})
         self._workers = context.workers.world_size
         stage = hashlib.blake2b(str(context.folder.name).encode(), digest_size=8).hexdigest()
-        self._meter = _Meter(folder / f"spent-{stage}-{context.workers.rank}.jsonl" if self._store.writable else None)
+        self._meter = _Meter(folder if self._store.writable else None, stage, context.workers.rank)
         handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
-        if urllib.parse.urlsplit(self.base_url).hostname in ("localhost", "127.0.0.1", "::1"):
+        address = urllib.parse.urlsplit(self.base_url)
+        if address.hostname in ("localhost", "127.0.0.1", "::1"):
             handlers.append(urllib.request.ProxyHandler({}))
+        elif self._key and address.scheme == "http":
+            _log.warning("openai: %s is not encrypted, and the API key goes over it; use https", self.base_url)
         self._opener = urllib.request.build_opener(*handlers)
 
     def _read_key(self) -> str:
@@ -335,7 +345,7 @@ class OpenAI(Teacher):
         if self.mode == "pointwise":
             return self._score_pairs(query, passages)
         work = [lambda q=q, row=row: self._sort(q, row) for q, row in zip(query, passages, strict=True)]
-        return self._all(work)  # type: ignore[arg-type]
+        return self._all(work)
 
     def _all(self, work: Sequence[Callable[[], Any]]) -> list[Any]:
         """Results of all, in order; the first error stops what has not begun, and is raised when the rest is done."""
@@ -486,14 +496,14 @@ class OpenAI(Teacher):
             **options,
             **self.request_options,
         }
-        if attempt:  # at temperature 0 the same request would give the same nonsense
-            body |= {"temperature": 0.7, "seed": attempt}
-        data = json.dumps(body).encode()
-        # no tokenizer makes more tokens than there are bytes; 2 bytes a token is already pessimistic for any language
-        most_sent, most_received = (
-            len(json.dumps(messages, ensure_ascii=False).encode()) // 2 + 16,
-            self.max_answer_tokens,
-        )
+        if attempt and "temperature" not in self.request_options:
+            body["temperature"] = 0.7  # at 0 the same request would give the same nonsense
+        if "max_completion_tokens" in body:
+            del body["max_tokens"]
+        data = json.dumps({name: value for name, value in body.items() if value is not None}).encode()
+        # a token is at least one byte, so this is an upper bound; half of it is charged where an answer has no usage
+        most_sent = len(json.dumps(messages, ensure_ascii=False).encode()) + 64
+        most_received = int(self.request_options.get("max_completion_tokens") or self.max_answer_tokens)
         faults = []
         for number in range(self.retries + 1):
             if self._stop.is_set():
@@ -503,13 +513,13 @@ class OpenAI(Teacher):
             try:
                 self._count("requests")
                 found, usage = self._post(data)
-                sent, received = usage if usage is not None else (most_sent // 2, most_received)
+                sent, received = usage if usage is not None else ((most_sent + 1) // 2, most_received)
                 return found
             except _Again as again:
                 faults.append(str(again))
                 self._count("retries")
                 if again.charged:
-                    sent, received = most_sent // 2, most_received
+                    sent, received = (most_sent + 1) // 2, most_received
                 wait = again.wait
             finally:
                 self._meter.settle(self, most_sent, most_received, sent, received)
@@ -527,24 +537,23 @@ class OpenAI(Teacher):
         self._stop.wait(min(wait, MAX_WAIT_SECONDS))
 
     def _reserve(self, sent: int, received: int) -> None:
-        share = self._workers
-        with self._meter.lock:
-            cost = self._meter.cost + self.price(self._meter.held_sent + sent, self._meter.held_received + received)
-            tokens = self._meter.sent + self._meter.received + self._meter.held_sent + self._meter.held_received
-            if self.budget is not None and cost > self.budget / share:
+        """Hold the worst case of a request back; each process may use its share of what was left at the start."""
+        meter = self._meter
+        with meter.lock:
+            cost = meter.cost - meter.cost_before + self.price(meter.held_sent + sent, meter.held_received + received)
+            tokens = meter.tokens - meter.tokens_before + meter.held_sent + meter.held_received + sent + received
+            over = ""
+            if self.budget is not None and cost > (self.budget - meter.cost_before) / self._workers:
+                over = f"`budget` of {self.budget:g} {self.currency} ({meter.cost:.4f} spent)"
+            elif self.token_budget is not None and tokens > (self.token_budget - meter.tokens_before) / self._workers:
+                over = f"`token_budget` of {self.token_budget} ({meter.tokens} used)"
+            if over:
                 raise BudgetError(
-                    f"openai: stopped before the budget of {self.budget} {self.currency} is exceeded: "
-                    f"{self._meter.cost:.4f} {self.currency} spent by this process of {share}. "
-                    "Everything scored so far is stored; raise `budget` and run again to go on"
+                    f"openai: stopped, as the next request might exceed the {over}. "
+                    "Everything scored so far is stored; raise it and run again to go on"
                 )
-            if self.token_budget is not None and tokens + sent + received > self.token_budget / share:
-                raise BudgetError(
-                    f"openai: stopped before the budget of {self.token_budget} tokens is exceeded: "
-                    f"{self._meter.sent + self._meter.received} used by this process of {share}. "
-                    "Everything scored so far is stored; raise `token_budget` and run again to go on"
-                )
-            self._meter.held_sent += sent
-            self._meter.held_received += received
+            meter.held_sent += sent
+            meter.held_received += received
 
     def _post(self, data: bytes) -> tuple[Mapping[str, Any], tuple[int, int] | None]:
         """(first choice, (tokens sent, received) if the server says). Raises _Again or EndpointError, redacted."""
@@ -559,9 +568,9 @@ class OpenAI(Teacher):
                 raw = response.read(MAX_ANSWER_BYTES + 1)
             return _choice(raw)
         except urllib.error.HTTPError as error:
-            with contextlib.suppress(OSError, http.client.HTTPException):
+            said = ""
+            with error, contextlib.suppress(OSError, http.client.HTTPException):
                 said = self._redact(error.read(2000).decode("utf-8", "replace")).strip()
-            said = said if "said" in locals() else ""
             text = f"HTTP {error.code} {self._redact(str(error.reason))}: {said[:300]}".rstrip(": ")
             if error.code in _RETRIED:
                 fault = _Again(text, _retry_after(error.headers.get("Retry-After")))
@@ -604,7 +613,7 @@ class _Stopped(Exception):
 
 
 class _Again(Exception):
-    """A failure that may pass. `wait` is what the server asked for, in seconds; `charged` when it may have cost money."""
+    """A failure that may pass. `wait`: the seconds the server asked for; `charged`: it may have cost money."""
 
     def __init__(self, text: str, wait: float | None, charged: bool = False) -> None:
         super().__init__(text)
@@ -618,24 +627,31 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class _Meter:
-    """What was spent, in memory and as lines of a file, so that a resumed stage goes on counting."""
+    """What was spent, in memory and as lines of a file for each process, so that a resumed stage goes on counting.
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    Args:
+        folder: where the files are; None keeps them in memory.
+        stage: whose budget it is.
+    """
+
+    def __init__(self, folder: Path | None, stage: str, rank: int) -> None:
+        self.path = None if folder is None else folder / f"spent-{stage}-{rank}.jsonl"
         self.lock = threading.Lock()
         self.sent = self.received = self.held_sent = self.held_received = 0
         self.cost = 0.0
-        if path is not None and path.exists():
+        for path in sorted(folder.glob(f"spent-{stage}-*.jsonl")) if folder is not None else ():
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     sent, received, cost = json.loads(line)
-                    self.sent, self.received, self.cost = (
-                        self.sent + int(sent),
-                        self.received + int(received),
-                        self.cost + cost,
-                    )
+                    self.sent, self.received = self.sent + int(sent), self.received + int(received)
+                    self.cost += float(cost)
                 except (ValueError, TypeError):
                     continue  # a line torn by a kill: at most one request
+        self.cost_before, self.tokens_before = self.cost, self.tokens
+
+    @property
+    def tokens(self) -> int:
+        return self.sent + self.received
 
     def settle(self, teacher: OpenAI, held_sent: int, held_received: int, sent: int, received: int) -> None:
         """Give a reservation back and note what was really used."""
