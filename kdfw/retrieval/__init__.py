@@ -9,9 +9,10 @@ from kdfw.retrieval.bm25 import BM25
 from kdfw.retrieval.dense import Dense
 from kdfw.retrieval.filter import Filter
 from kdfw.retrieval.fusion import Fusion
-from kdfw.retrieval.given import Rerank, RunFile
+from kdfw.retrieval.given import RunFile
 from kdfw.retrieval.maxsim import LateInteraction
 from kdfw.retrieval.mining import Mine
+from kdfw.retrieval.rerank import Rerank
 from kdfw.retrieval.sparse import Sparse
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from pydantic import Field
 
 from kdfw.components import Retriever, Stage
 from kdfw.data.ranking import Ranking
-from kdfw.errors import ConfigError, DataError, Problem
+from kdfw.errors import DataError, Problem
 from kdfw.references import DataRef, ModelRef
-from kdfw.retrieval.given import score_lists
+from kdfw.retrieval.rerank import score_lists
 
 if TYPE_CHECKING:
     from kdfw.data.sets import RankingData
@@ -203,6 +203,8 @@ class Mine(Stage):
         self, queries: TextSource, data: RankingData, positives: Mapping[str, Sequence[str]], context: StageContext
     ) -> tuple[Ranking, dict[str, int]]:
         """The lists of some queries, and counts: dropped by rule, positives labelled and found."""
+        from kdfw.models.precision import autocast_dtype
+
         found = self.retriever.search(data, queries, self.depth + data.query_in_corpus, context)
         counts = dict.fromkeys((*COUNTS, "labelled", "found"), 0)
         kept, wanted = [], []
@@ -224,7 +226,15 @@ class Mine(Stage):
         judged = [scores for _, scores in kept]
         if self.filter_model is not None:
             listed = Ranking.from_lists((id, *pair) for id, pair in zip(found.query_ids, kept, strict=True))
-            scored = score_lists(self.filter_model, listed, data.corpus, queries, context)
+            scored = score_lists(
+                context.model(self.filter_model),
+                data.corpus,
+                queries,
+                listed,
+                device=context.device,
+                workers=context.workers,
+                autocast=autocast_dtype(context.precision),
+            )
             judged = [np.array(scored.of(number)[1]) for number in range(len(scored))]
         lists = []
         for id, (rows, scores), judge, labelled in zip(found.query_ids, kept, judged, wanted, strict=True):
@@ -356,10 +366,3 @@ def write_run(ranking: Ranking, corpus: TextSource, path: Path) -> None:
         for number, query in enumerate(ranking.query_ids):
             for rank, (row, score) in enumerate(zip(*ranking.of(number), strict=True), 1):
                 stream.write(f"{query} Q0 {corpus.id(int(row))} {rank} {float(score):.9g} kdfw\n")
-
-
-def checked_ranks(ranks: tuple[int, int], where: str) -> tuple[int, int]:
-    """Ranks from 1, first not after last; raises ConfigError."""
-    if not 1 <= ranks[0] <= ranks[1]:
-        raise ConfigError(f"{where}: found {list(ranks)}; write [first, last] with 1 <= first <= last")
-    return ranks
