@@ -70,11 +70,10 @@ def build_parser() -> argparse.ArgumentParser:
     new.add_argument("--into", type=Path, default=Path("."), help="folder to write it into; default: here")
     schema = add("schema", _schema, "write the JSON schema of recipes, for editors")
     schema.add_argument("--out", type=Path, help="file; default: standard output")
-    export = add("export", _export, "write a run's student for transformers, sentence-transformers or ONNX")
+    export = add("export", _export, "write a run's student as a folder for transformers and sentence-transformers")
     export.add_argument("run", type=Path, help="run folder, or a folder written by a training stage")
     export.add_argument("--stage", help="which training stage; default: the last")
     export.add_argument("--to", type=Path, required=True, help="folder to write")
-    export.add_argument("--onnx", action="store_true", help="also ONNX, with a check that its scores are equal")
     add("doctor", _doctor, "versions, devices, precision, disk, and what is missing")
     return parser
 
@@ -239,7 +238,7 @@ def _schema(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from kdfw.engine.export import export_student
 
-    print(export_student(arguments.run, arguments.to, stage=arguments.stage, onnx=arguments.onnx))
+    print(export_student(arguments.run, arguments.to, stage=arguments.stage))
     return 0
 
 

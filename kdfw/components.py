@@ -38,6 +38,8 @@ class Component:
     common: ClassVar[type | None] = None
     """Class whose constructor options every component of this kind also takes; built into `self.settings`."""
     settings: Any
+    type: str = ""
+    """The name it has in recipes; set when it is built from one."""
 
 
 # ---------------------------------------------------------------- numbers

@@ -66,6 +66,7 @@ class Spec:
     def build(self) -> Any:
         """The component, with its nested components."""
         built = self.cls(**{name: _build(value) for name, value in self.options.items()})
+        built.type = self.name
         if self.cls.common is not None:
             built.settings = self.cls.common(**{name: _build(value) for name, value in self.common.items()})
         return built

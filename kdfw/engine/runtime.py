@@ -45,7 +45,7 @@ class Runtime:
     def data(self, name: str) -> Data:
         """A data set, ingested on first use."""
         if name not in self._data:
-            self._data[name] = self.plan.datasets[name].open(self.store.shared / "data")
+            self._data[name] = self.plan.datasets[name].open(self.store.shared)
         return self._data[name]
 
     def model_spec(self, target: Target) -> Any:

@@ -537,7 +537,7 @@ class Trainer:
         return total, values
 
     def _loss_name(self, number: int) -> str:
-        types = [type(loss).__name__ for loss in self.stage.losses]
+        types = [loss.type or type(loss).__name__ for loss in self.stage.losses]
         name = types[number]
         return name if types.count(name) == 1 else f"{name}-{number}"
 
