@@ -275,7 +275,7 @@ def _documented_arguments(cls: type) -> dict[str, str]:
     """Descriptions from the `Args:` section of the class or constructor docstring."""
     found: dict[str, str] = {}
     for doc in (cls.__doc__, getattr(cls, "__init__").__doc__):  # noqa: B009
-        section = re.search(r"Args:\n(.*?)(?:\n\s*\n|\n\s*(?:Returns|Raises|Shapes|Source)|\Z)", doc or "", re.S)
+        section = re.search(r"Args:\n(.*?)(?:\n\s*\n|\n\s*(?:Returns|Raises|Shapes|Source)|\Z)", inspect.cleandoc(doc or ""), re.S)
         if section:
             for match in re.finditer(r"^\s+(\w+):\s+(.+(?:\n\s{8,}.+)*)$", section.group(1), re.M):
                 found[match.group(1)] = " ".join(match.group(2).split())
