@@ -1,8 +1,8 @@
-"""Attention for short sequences on a CPU: three plain matrix steps, through transformers' registry of attention functions.
+"""Attention for short sequences on a CPU: three plain matrix steps, entered in transformers' registry.
 
-torch's fused CPU kernel is slow on short sequences; product, softmax, product is exact and several times faster there. It
-serves every transformers encoder that looks its attention up in the registry; where there is no registry, or the model
-does not use it, nothing changes.
+torch's fused CPU kernel is slow on short sequences; product, softmax, product is exact and several times faster
+there. It serves every transformers encoder that looks its attention up in the registry; where there is no registry,
+or the model does not use it, nothing changes.
 """
 
 from __future__ import annotations
@@ -68,8 +68,12 @@ def plain_attention(
     """
     rows, heads, length, width = query.shape
     keys = key.shape[2]
-    causal = is_causal if is_causal is not None else getattr(module, "is_causal", False)
-    unusual = (causal and attention_mask is None and length > 1) or key.shape[1] != heads or rest.get("position_bias") is not None
+    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    unusual = (
+        (causal and attention_mask is None and length > 1)
+        or key.shape[1] != heads
+        or rest.get("position_bias") is not None
+    )
     if query.device.type != "cpu" or keys > MAX_LENGTH or unusual:
         return _fused(module, query, key, value, attention_mask, dropout, scaling, is_causal, rest)
     scale = width**-0.5 if scaling is None else scaling

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from kdfw.models import checkpoint
 from kdfw.models.rows import MicroBatch, RowGroup
-from kdfw.models.text import TextModel, by_candidate, first_states, run_transformer
+from kdfw.models.text import TextModel, by_candidate, first_states, largest, on, restore, run_transformer, texts_of
 from kdfw.models.tokenize import unique_texts
 from kdfw.types import Batch, Signals, Text
-
 
 
 class BiEncoder(TextModel):
@@ -72,9 +71,9 @@ class BiEncoder(TextModel):
         self.layers = layers
         self.dropout = dropout
         self.revision = revision
-        self.encoders: nn.ModuleDict = nn.ModuleDict()
+        self.encoders = nn.ModuleDict()
         """`both`, or `query` and `passage`."""
-        self.projections: nn.ModuleDict = nn.ModuleDict()
+        self.projections = nn.ModuleDict()
 
     # ------------------------------------------------------------ loading and saving
 
@@ -119,7 +118,8 @@ class BiEncoder(TextModel):
             parts = self._save_head("both", folder, ("1_Pooling", _DENSE, "3_Normalize"))
             checkpoint.save_modules(folder, [("Transformer", ""), *parts], **common)
         else:
-            structure, types = {}, {}
+            structure: dict[str, list[str]] = {}
+            types: dict[str, str] = {}
             for side, name, limit in (
                 ("query", "query", self.max_query_tokens),
                 ("passage", "document", self.max_passage_tokens),
@@ -153,7 +153,8 @@ class BiEncoder(TextModel):
 
     def _save_head(self, side: str, folder: Path, names: tuple[str, str, str]) -> list[tuple[str, str]]:
         pooling, dense, normalize = names
-        width = int(self.encoders[side].config.hidden_size)
+        transformer: Any = self.encoders[side]
+        width = int(transformer.config.hidden_size)
         modes = {
             f"pooling_mode_{mode}": mode == _POOLING_FLAGS[self.pooling]
             for mode in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")
@@ -163,7 +164,7 @@ class BiEncoder(TextModel):
         )
         parts = [("Pooling", pooling)]
         if self.projection is not None:
-            save_dense(folder / dense, self.projections[side], "sentence_embedding")
+            checkpoint.save_dense(folder / dense, self.projections[side], "sentence_embedding")
             parts.append(("Dense", dense))
         if self.similarity == "cosine":
             (folder / normalize).mkdir(exist_ok=True)
@@ -173,8 +174,8 @@ class BiEncoder(TextModel):
     # ------------------------------------------------------------ the forward road
 
     def rows(self, batch: Batch, need: frozenset[str]) -> list[RowGroup]:
-        queries, _ = unique_texts(_texts(batch, "query"))
-        passages, _ = unique_texts(_texts(batch, "passage"))
+        queries, _ = unique_texts(texts_of(batch, "query"))
+        passages, _ = unique_texts(texts_of(batch, "passage"))
         return [self.text_rows(queries, "query"), self.text_rows(passages, "passage")]
 
     def text_rows(self, texts: Sequence[Text], role: str) -> RowGroup:
@@ -198,8 +199,8 @@ class BiEncoder(TextModel):
         return found
 
     def signals(self, reps: Mapping[str, Mapping[str, Tensor]], batch: Batch, need: frozenset[str]) -> Signals:
-        query = restore(reps["query"]["embedding"], _texts(batch, "query"))
-        passage = restore(reps["passage"]["embedding"], _texts(batch, "passage"))
+        query = restore(reps["query"]["embedding"], texts_of(batch, "query"))
+        passage = restore(reps["passage"]["embedding"], texts_of(batch, "passage"))
         extra: dict[str, Tensor] = {}
         if "query_embeddings" in need:
             extra["query_embeddings"] = query
@@ -207,7 +208,7 @@ class BiEncoder(TextModel):
             extra["passage_embeddings"] = passage
         for side in ("query", "passage"):
             if f"{side}_hidden" in need:
-                extra[f"{side}_hidden"] = restore(reps[side]["hidden"], _texts(batch, side))
+                extra[f"{side}_hidden"] = restore(reps[side]["hidden"], texts_of(batch, side))
         if "batch_logits" in need:
             extra["batch_logits"] = self.scale * (query @ passage.T)
         logits = None
@@ -239,46 +240,9 @@ def pool(states: Tensor, mask: Tensor | None, how: str) -> Tensor:
         return states[torch.arange(len(states), device=states.device), last]
     states = states.float()
     if how == "max":
-        return states.amax(1) if mask is None else states.masked_fill(~mask[:, :, None], -torch.inf).amax(1)
+        return largest(states if mask is None else states.masked_fill(~mask[:, :, None], -torch.inf), 1)
     if mask is None:
         return states.mean(1)
     weights = mask.to(states.dtype)
     # one product instead of masking every state: (R, 1, L) x (R, L, H)
     return torch.bmm(weights[:, None], states)[:, 0] / weights.sum(1, keepdim=True)
-
-
-def save_dense(folder: Path, dense: Any, name: str) -> None:
-    """A linear layer without bias as a sentence-transformers Dense module acting on the feature `name`."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(exist_ok=True)
-    checkpoint.save_json(
-        folder / "config.json",
-        {
-            "in_features": dense.in_features,
-            "out_features": dense.out_features,
-            "bias": False,
-            "activation_function": "torch.nn.modules.linear.Identity",
-            **({} if name == "sentence_embedding" else {"module_input_name": name, "module_output_name": name}),
-        },
-    )
-    save_file({"linear.weight": dense.weight.detach().cpu().contiguous()}, folder / "model.safetensors")
-
-
-def restore(rows: Tensor, texts: Sequence[Text]) -> Tensor:
-    """(unique texts, ...) -> one row a text, in the order of `texts`."""
-    unique, inverse = unique_texts(texts)
-    if len(unique) == len(texts):
-        return rows
-    return by_candidate(rows, torch.from_numpy(inverse).to(rows.device))
-
-
-def on(value: Tensor | None, like: Tensor) -> Tensor | None:
-    """A batch's tensor on the device of the signals."""
-    return None if value is None else value.to(like.device)
-
-
-def _texts(batch: Batch, role: str) -> Sequence[Text]:
-    texts = batch.inputs[role]
-    assert not isinstance(texts, Tensor)
-    return texts

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import nn
 
 from kdfw.components import Model
@@ -102,8 +103,8 @@ def check_folder(folder: Path, allow_remote_code: bool) -> None:
             raise DataError(f"{config}: not readable as JSON ({error})") from error
         if isinstance(parsed, dict) and parsed.get("auto_map") and not allow_remote_code:
             raise ConfigError(
-                f"{folder}: this model brings its own Python code (auto_map in config.json); kdfw does not run it unless "
-                "you allow that on the command line"
+                f"{folder}: this model brings its own Python code (auto_map in config.json); kdfw does not run it "
+                "unless you allow that on the command line"
             )
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
@@ -235,6 +236,7 @@ def keep_layers(model: Any, layers: int | str | Sequence[int]) -> None:
         raise ConfigError(f"layers: a {type(model).__name__} cannot be cut to some of its layers")
     parent, name, modules = stack
     kept = nn.ModuleList([modules[number] for number in numbers])
+    module: Any
     for index, layer in enumerate(kept):
         for module in layer.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
@@ -248,6 +250,7 @@ def keep_layers(model: Any, layers: int | str | Sequence[int]) -> None:
 
 def set_dropout(model: nn.Module, probability: float) -> None:
     """Every dropout of a model, and what its configuration says of it."""
+    module: Any
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability
@@ -273,7 +276,10 @@ def save_description(model: Model, folder: Path, facts: Mapping[str, Any] | None
     """`kdfw.json`: what `load_model` needs to build the model again. Options are the attributes of their names."""
     from kdfw.options import options_of
 
-    options = {name: getattr(model, name) for name in options_of(type(model))}
+    options: dict[str, Any] = {}
+    for name in options_of(type(model)):
+        value = getattr(model, name)
+        options[name] = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     save_json(
         folder / FILE,
         {"kdfw": 1, "type": type_name(type(model)), "options": options, "facts": dict(facts or {})},
@@ -303,26 +309,24 @@ def type_name(cls: type[Model]) -> str:
             return name
     from kdfw.plugins import registry
 
-    for name, known in registry().components["student"].items():
-        if known is cls:
+    for name, registered in registry().components["student"].items():
+        if registered is cls:
             return name
     raise PluginError(f"{cls.__module__}.{cls.__qualname__} is not registered as a student, so it cannot be saved")
 
 
-class _Students:
-    """The registered students, for checking options; the engine's own do not need plugins to be loaded."""
+class _Own:
+    """The engine's own students as a registry, so that reading one of them back does not load every plugin."""
 
     def names(self, kind: str) -> list[str]:
         from kdfw.models import STUDENTS
-        from kdfw.plugins import registry
 
-        return sorted({*STUDENTS, *registry().names(kind)}) if kind == "student" else registry().names(kind)
+        return sorted(STUDENTS) if kind == "student" else []
 
     def get(self, kind: str, name: str) -> type[Any]:
         from kdfw.models import STUDENTS
-        from kdfw.plugins import registry
 
-        return STUDENTS[name] if kind == "student" and name in STUDENTS else registry().get(kind, name)
+        return STUDENTS[name]
 
 
 def load_model(folder: Path, *, allow_remote_code: bool = False) -> Model:
@@ -330,17 +334,21 @@ def load_model(folder: Path, *, allow_remote_code: bool = False) -> Model:
 
     Raises: DataError, ArtifactError, ConfigError naming the folder.
     """
-    from kdfw.options import check
+    from kdfw.options import Registry, check
+    from kdfw.plugins import registry
 
     found = read_description(folder)
+    own = _Own()
+    known: Registry = own if found["type"] in own.names("student") else registry()
     problems: list[Any] = []
     described = {"type": found["type"], **found.get("options", {})}
-    spec = check("student", described, (), _Students(), lambda path: f"{folder / FILE}: {path}", problems)
+    spec = check("student", described, (), known, lambda path: f"{folder / FILE}: {path}", problems)
     if spec is None:
         raise ConfigError(problems)
-    model: Model = spec.build()
-    if hasattr(model, "allow_remote_code"):
-        model.allow_remote_code = allow_remote_code
+    built: Any = spec.build()
+    if hasattr(built, "allow_remote_code"):
+        built.allow_remote_code = allow_remote_code
+    model: Model = built
     model.load(folder)
     return model.eval()
 
@@ -397,3 +405,21 @@ def save_modules(
             **more,
         },
     )
+
+
+def save_dense(folder: Path, dense: Any, name: str) -> None:
+    """A linear layer without bias as a sentence-transformers Dense module acting on the feature `name`."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(exist_ok=True)
+    save_json(
+        folder / "config.json",
+        {
+            "in_features": dense.in_features,
+            "out_features": dense.out_features,
+            "bias": False,
+            "activation_function": "torch.nn.modules.linear.Identity",
+            **({} if name == "sentence_embedding" else {"module_input_name": name, "module_output_name": name}),
+        },
+    )
+    save_file({"linear.weight": dense.weight.detach().cpu().contiguous()}, folder / "model.safetensors")

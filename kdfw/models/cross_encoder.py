@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,9 +13,8 @@ from torch import Tensor
 
 from kdfw.errors import ConfigError
 from kdfw.models import checkpoint
-from kdfw.models.bi_encoder import on
 from kdfw.models.rows import MicroBatch, RowGroup
-from kdfw.models.text import TextModel, first_states, run_transformer
+from kdfw.models.text import TextModel, first_states, on, run_transformer, texts_of
 from kdfw.models.tokenize import unique_texts
 from kdfw.types import Batch, Signals, Text
 
@@ -70,7 +69,7 @@ class CrossEncoder(TextModel):
         self.layers = layers
         self.dropout = dropout
         self.revision = revision
-        self.classifier: torch.nn.Module
+        self.classifier: Any = None
 
     def load(self, weights: Path | None = None) -> None:
         source = self.source(weights)
@@ -81,7 +80,7 @@ class CrossEncoder(TextModel):
             raise ConfigError(
                 f"base: {self.base!r} has a classifier with several outputs; say with `label` which one is the score"
             ) from error
-        outputs = int(self.classifier.config.num_labels)  # type: ignore[union-attr]
+        outputs = int(self.classifier.config.num_labels)
         if self.label is not None and self.label >= outputs:
             raise ConfigError(f"label: found {self.label}, but {self.base!r} has outputs 0 to {outputs - 1}")
         self.open_tokenizer(source)
@@ -91,7 +90,7 @@ class CrossEncoder(TextModel):
         folder.mkdir(parents=True, exist_ok=True)
         name = _ACTIVATIONS[self.activation]
         config = self.classifier.config
-        config.sentence_transformers = {"activation_fn": name}  # type: ignore[union-attr]
+        config.sentence_transformers = {"activation_fn": name}
         checkpoint.save_transformer(self.classifier, folder)
         self.save_tokenizer(folder, self.max_pair_tokens)
         checkpoint.save_json(
@@ -109,7 +108,7 @@ class CrossEncoder(TextModel):
     # ------------------------------------------------------------ the forward road
 
     def rows(self, batch: Batch, need: frozenset[str]) -> list[RowGroup]:
-        queries, passages = _texts(batch, "query"), _texts(batch, "passage")
+        queries, passages = texts_of(batch, "query"), texts_of(batch, "passage")
         pairs, _ = self._pairs(batch)
         first = self.tokens.ids(queries, self.query_prefix)
         second = self.tokens.ids(passages, self.passage_prefix)
@@ -117,9 +116,7 @@ class CrossEncoder(TextModel):
 
     def pair_rows(self, queries: Sequence[Text], passages: Sequence[Text]) -> RowGroup:
         """Rows of pairs, for scoring outside a batch: query i with passage i."""
-        return self._group(
-            self.tokens.ids(queries, self.query_prefix), self.tokens.ids(passages, self.passage_prefix)
-        )
+        return self._group(self.tokens.ids(queries, self.query_prefix), self.tokens.ids(passages, self.passage_prefix))
 
     def _group(self, first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> RowGroup:
         if self.max_query_tokens is not None:
@@ -132,7 +129,7 @@ class CrossEncoder(TextModel):
         Padded candidates repeat column 0 and so cost nothing.
         """
         assert batch.candidates is not None
-        _, query_number = unique_texts(_texts(batch, "query"))
+        _, query_number = unique_texts(texts_of(batch, "query"))
         first_with = {int(number): index for index, number in reversed(list(enumerate(query_number)))}
         seen: dict[tuple[int, int], int] = {}
         pairs: list[tuple[int, int]] = []
@@ -169,9 +166,3 @@ class CrossEncoder(TextModel):
     def final_scores(self, logits: Tensor) -> Tensor:
         """Scores as users see them: `activation` applied."""
         return logits.sigmoid() if self.activation == "sigmoid" else logits
-
-
-def _texts(batch: Batch, role: str) -> Sequence[Text]:
-    texts = batch.inputs[role]
-    assert not isinstance(texts, Tensor)
-    return texts

@@ -14,7 +14,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -107,9 +107,7 @@ def share_of(lengths: Sequence[np.ndarray], workers: Workers, budget: Budget) ->
         if size == 1 or finest or loads.max() * size <= 1.2 * loads.sum() or len(cut) >= 8 * size:
             break
         token_budget = max(1, token_budget // 2)
-    return [
-        Piece(group=number, rows=rows, owner=int(owner)) for (number, rows), owner in zip(cut, owners, strict=True)
-    ]
+    return [Piece(group=number, rows=rows, owner=int(owner)) for (number, rows), owner in zip(cut, owners, strict=True)]
 
 
 def assemble(group: RowGroup, rows: np.ndarray, device: torch.device, pad_id: int = 0) -> MicroBatch:
@@ -166,8 +164,8 @@ def represent(
     """Representations of all rows of the step, with a graph when gradients are enabled.
 
     Args:
-        rng_key: (seed, step, ...) from which the dropout of every micro-batch is drawn, so that a resumed run and a second
-            pass over the same rows repeat bit for bit; None draws from torch's generator as it stands.
+        rng_key: (seed, step, ...) from which the dropout of every micro-batch is drawn, so that a resumed run and a
+            second pass over the same rows repeat bit for bit; None draws from torch's generator as it stands.
         autocast: dtype of the matrix products (`kdfw.models.precision.autocast_dtype`); results are float32.
     Returns: by group name and representation name, (R, ...) in the order of the rows. Where micro-batches differ in
     their second dimension (tokens), shorter ones are filled up with zeros.
@@ -184,8 +182,6 @@ class Cached:
     reps: Representations
     """Leaves: a loss computed from them puts its gradient into their `.grad`."""
     run: _Run
-    shapes: list[dict[str, tuple[int, ...]]] = field(default_factory=list)
-    """Shape of each own micro-batch's representations."""
 
 
 def represent_cached(
@@ -214,8 +210,7 @@ def represent_cached(
         for name, value in named.items():
             if value.is_floating_point():
                 named[name] = value.detach().requires_grad_()
-    shapes = [{name: tuple(value.shape) for name, value in part.items()} for part in own.parts]
-    return Cached(reps=reps, run=run, shapes=shapes)
+    return Cached(reps=reps, run=run)
 
 
 def backward_cached(cached: Cached) -> None:
@@ -223,7 +218,7 @@ def backward_cached(cached: Cached) -> None:
     run = cached.run
     inputs: dict[int, Tensor] = {}
     with _frozen_statistics(run.model), run.casting():
-        for (number, piece), shapes in zip(run.own, cached.shapes, strict=True):
+        for number, piece in run.own:
             group = run.groups[piece.group]
             leaves = cached.reps[group.name]
             made = group.tensor is not None and group.tensor.requires_grad
@@ -254,7 +249,7 @@ def backward_cached(cached: Cached) -> None:
     for group_number, gradient in inputs.items():
         tensor = run.groups[group_number].tensor
         assert tensor is not None
-        tensor.backward(gradient)
+        torch.autograd.backward(tensor, gradient)
 
 
 @contextlib.contextmanager
@@ -312,8 +307,7 @@ class _Run:
 
     def parts(self, piece: Piece) -> Iterator[tuple[int, np.ndarray]]:
         """The rows of a micro-batch, in as many parts as memory asks for."""
-        for index, part in enumerate(np.array_split(piece.rows, min(self.budget.pieces, len(piece.rows)))):
-            yield index, part
+        yield from enumerate(_split(piece.rows, self.budget.pieces))
 
     def encode(self, group: RowGroup, rows: np.ndarray, number: int, index: int) -> dict[str, Tensor]:
         """One micro-batch through the model; floating values come back as float32."""
@@ -436,7 +430,7 @@ def gather_rows(own: Tensor, workers: Workers) -> Tensor:
     """
     if workers.world_size == 1:
         return own
-    result: Tensor = _Gather.apply(own, workers.rank, workers.world_size)
+    result: Tensor = _Gather.apply(own, workers.rank, workers.world_size)  # type: ignore[no-untyped-call]
     return result
 
 

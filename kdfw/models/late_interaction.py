@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from kdfw.errors import ConfigError
 from kdfw.models import checkpoint
-from kdfw.models.bi_encoder import on, restore, save_dense
 from kdfw.models.rows import MicroBatch, RowGroup
-from kdfw.models.text import TextModel, by_candidate, run_transformer
+from kdfw.models.text import TextModel, by_candidate, largest, on, restore, run_transformer, texts_of
 from kdfw.models.tokenize import unique_texts
 from kdfw.types import Batch, Signals, Text
 
@@ -85,9 +84,7 @@ class LateInteraction(TextModel):
         encoder = self.open_transformer(source, weights, layers=self.layers, dropout=self.dropout)
         self.encoder = encoder
         self.open_tokenizer(source)
-        self.check_length(
-            encoder, max_query_tokens=self.max_query_tokens, max_passage_tokens=self.max_passage_tokens
-        )
+        self.check_length(encoder, max_query_tokens=self.max_query_tokens, max_passage_tokens=self.max_passage_tokens)
         markers = [marker for marker in (self.query_marker, self.passage_marker) if marker]
         if markers and weights is None:
             self.tokenizer.add_tokens(markers, special_tokens=True)
@@ -127,7 +124,7 @@ class LateInteraction(TextModel):
         else:
             settings["query_length"] = self.max_query_tokens
         checkpoint.save_json(folder / "sentence_bert_config.json", settings)
-        save_dense(folder / "1_Dense", self.dense, "token_embeddings")
+        checkpoint.save_dense(folder / "1_Dense", self.dense, "token_embeddings")
         (folder / "2_MultiVectorMask").mkdir(exist_ok=True)
         checkpoint.save_json(
             folder / "2_MultiVectorMask" / "config.json",
@@ -159,8 +156,8 @@ class LateInteraction(TextModel):
     # ------------------------------------------------------------ the forward road
 
     def rows(self, batch: Batch, need: frozenset[str]) -> list[RowGroup]:
-        queries, _ = unique_texts(_texts(batch, "query"))
-        passages, _ = unique_texts(_texts(batch, "passage"))
+        queries, _ = unique_texts(texts_of(batch, "query"))
+        passages, _ = unique_texts(texts_of(batch, "passage"))
         return [self.text_rows(queries, "query"), self.text_rows(passages, "passage")]
 
     def text_rows(self, texts: Sequence[Text], role: str) -> RowGroup:
@@ -196,7 +193,7 @@ class LateInteraction(TextModel):
         return {"tokens": vectors * scored[:, :, None], "token_mask": scored}
 
     def signals(self, reps: Mapping[str, Mapping[str, Tensor]], batch: Batch, need: frozenset[str]) -> Signals:
-        queries, passages = _texts(batch, "query"), _texts(batch, "passage")
+        queries, passages = texts_of(batch, "query"), texts_of(batch, "passage")
         query, query_mask = (restore_any(reps["query"][name], queries) for name in ("tokens", "token_mask"))
         passage, passage_mask = (restore_any(reps["passage"][name], passages) for name in ("tokens", "token_mask"))
         extra = {}
@@ -249,7 +246,7 @@ def maxsim_candidates(
 
 def _best(similar: Tensor, mask: Tensor) -> Tensor:
     """Largest over the last dimension where `mask` is True; 0 for a passage without scored tokens."""
-    best = similar.masked_fill(~mask, -torch.inf).amax(-1)
+    best = largest(similar.masked_fill(~mask, -torch.inf), -1)
     return torch.where(torch.isinf(best), torch.zeros_like(best), best)
 
 
@@ -263,9 +260,3 @@ def restore_any(rows: Tensor, texts: Sequence[Text]) -> Tensor:
 
 def _prompt(marker: str) -> str:
     return f"{marker} " if marker else ""
-
-
-def _texts(batch: Batch, role: str) -> Sequence[Text]:
-    texts = batch.inputs[role]
-    assert not isinstance(texts, Tensor)
-    return texts

@@ -11,9 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdfw.models import checkpoint
-from kdfw.models.bi_encoder import on, restore
 from kdfw.models.rows import MicroBatch, RowGroup
-from kdfw.models.text import TextModel, by_candidate, run_transformer
+from kdfw.models.text import TextModel, by_candidate, largest, on, restore, run_transformer, texts_of
 from kdfw.models.tokenize import unique_texts
 from kdfw.types import Batch, Signals, Text
 
@@ -91,8 +90,8 @@ class SparseEncoder(TextModel):
     # ------------------------------------------------------------ the forward road
 
     def rows(self, batch: Batch, need: frozenset[str]) -> list[RowGroup]:
-        queries, _ = unique_texts(_texts(batch, "query"))
-        passages, _ = unique_texts(_texts(batch, "passage"))
+        queries, _ = unique_texts(texts_of(batch, "query"))
+        passages, _ = unique_texts(texts_of(batch, "passage"))
         return [self.text_rows(queries, "query"), self.text_rows(passages, "passage")]
 
     def text_rows(self, texts: Sequence[Text], role: str) -> RowGroup:
@@ -112,11 +111,11 @@ class SparseEncoder(TextModel):
         if counted is not None:
             logits = logits.masked_fill(~counted[:, :, None], -torch.inf)
         # the logarithm grows with its argument: taken after the maximum it costs 1/L of what it costs before
-        return {"sparse": logits.amax(1).float().relu().log1p()}
+        return {"sparse": largest(logits, 1).float().relu().log1p()}
 
     def signals(self, reps: Mapping[str, Mapping[str, Tensor]], batch: Batch, need: frozenset[str]) -> Signals:
-        query = restore(reps["query"]["sparse"], _texts(batch, "query"))
-        passage = restore(reps["passage"]["sparse"], _texts(batch, "passage"))
+        query = restore(reps["query"]["sparse"], texts_of(batch, "query"))
+        passage = restore(reps["passage"]["sparse"], texts_of(batch, "passage"))
         extra = {}
         if "query_sparse" in need:
             extra["query_sparse"] = query
@@ -135,9 +134,3 @@ class SparseEncoder(TextModel):
             else:
                 logits = torch.bmm(by_candidate(passage, candidates), query[:, :, None])[:, :, 0]
         return Signals(logits=logits, mask=on(batch.mask, query), labels=on(batch.labels, query), extra=extra)
-
-
-def _texts(batch: Batch, role: str) -> Sequence[Text]:
-    texts = batch.inputs[role]
-    assert not isinstance(texts, Tensor)
-    return texts

@@ -1,4 +1,4 @@
-"""What models over a pretrained transformer share: the base, the tokenizer, rows of texts and pairs, one forward call."""
+"""What models over a pretrained transformer share: the base, the tokenizer, rows of texts and pairs, the forward."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from kdfw.errors import ConfigError
 from kdfw.models import checkpoint
 from kdfw.models.attention import use_plain_attention
 from kdfw.models.rows import MicroBatch, RowGroup
-from kdfw.models.tokenize import Template, Truncation, pair_rows, single_rows, template_of
-from kdfw.types import Text
+from kdfw.models.tokenize import Template, Truncation, pair_rows, single_rows, template_of, unique_texts
+from kdfw.types import Batch, Text
 
 if TYPE_CHECKING:
     from kdfw.data.tokens import Tokens
@@ -101,6 +101,10 @@ class TextModel(Model):
             if limit > known:
                 raise ConfigError(f"{name}: found {limit}, but {self.base!r} has positions for {known} tokens")
 
+    def __getstate__(self) -> dict[str, Any]:
+        # a copy (a frozen student as teacher) opens the token store for itself: memory maps cannot be copied
+        return {**self.__dict__, "_tokens": None}
+
     # ------------------------------------------------------------ rows
 
     @property
@@ -184,3 +188,28 @@ def by_candidate(passages: Tensor, candidates: Tensor) -> Tensor:
     """
     flat = nn.functional.embedding(candidates, passages.reshape(len(passages), -1))
     return flat.view(*candidates.shape, *passages.shape[1:])
+
+
+def largest(values: Tensor, dim: int) -> Tensor:
+    """The maximum along one dimension. Unlike `amax` it keeps positions for the backward pass, not all the values."""
+    return values.max(dim).values
+
+
+def texts_of(batch: Batch, role: str) -> Sequence[Text]:
+    """The texts of one role of a batch."""
+    texts = batch.inputs[role]
+    assert not isinstance(texts, Tensor)
+    return texts
+
+
+def restore(rows: Tensor, texts: Sequence[Text]) -> Tensor:
+    """(unique texts, ...) -> one row a text, in the order of `texts`."""
+    unique, inverse = unique_texts(texts)
+    if len(unique) == len(texts):
+        return rows
+    return by_candidate(rows, torch.from_numpy(inverse).to(rows.device))
+
+
+def on(value: Tensor | None, like: Tensor) -> Tensor | None:
+    """A batch's tensor on the device of the signals."""
+    return None if value is None else value.to(like.device)

@@ -53,7 +53,9 @@ def template_of(tokenizer: Any, pair: bool = False) -> Template:
     Raises: ConfigError when they depend on the text, so that no template exists.
     """
     found = [_probe(tokenizer, first, second if pair else None) for first, second in _PROBES]
-    same = all(np.array_equal(a, b) for a, b in zip(found[0][0], found[1][0], strict=True)) and found[0][1] == found[1][1]
+    same = (
+        all(np.array_equal(a, b) for a, b in zip(found[0][0], found[1][0], strict=True)) and found[0][1] == found[1][1]
+    )
     if not same:
         name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         raise ConfigError(f"tokenizer {name!r} adds other special tokens to other texts; kdfw cannot build its rows")
@@ -83,7 +85,9 @@ def _probe(tokenizer: Any, first: str, second: str | None) -> tuple[list[np.ndar
         body = np.asarray(
             tokenizer(text, add_special_tokens=False, truncation=False, padding=False)["input_ids"], dtype=np.int64
         )
-        begin = next((i for i in range(at, len(ids) - len(body) + 1) if np.array_equal(ids[i : i + len(body)], body)), -1)
+        begin = next(
+            (i for i in range(at, len(ids) - len(body) + 1) if np.array_equal(ids[i : i + len(body)], body)), -1
+        )
         if begin < 0 or not len(body):
             name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
             raise ConfigError(f"tokenizer {name!r} tokenizes {text!r} differently with and without special tokens")
@@ -154,7 +158,7 @@ def pair_rows(
             sizes = (len(template.prefix), len(left), len(template.middle), len(right), len(template.suffix))
             row = np.empty(sum(sizes), dtype=np.int64)
             begin = 0
-            values = (
+            values: tuple[np.ndarray | int, ...] = (
                 template.prefix_types,
                 template.body_types[0],
                 template.middle_types,
