@@ -153,6 +153,7 @@ class OpenAI(Teacher):
         highest_grade: pointwise grades go from 0 to this
         template: the prompt; places {query} and {passage}, or listwise {query}, {passages} and {count}
         system: system message
+        currency: name of the currency of prices and budget
         max_passage_words: longer passages are cut, as the prompt's price depends on them
         request_options: further fields of the request body, such as a reasoning effort
     """

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from kdfw.components import Stage
+from kdfw.components import Model, Stage
 from kdfw.data.ranking import Ranking
 from kdfw.errors import DataError, Problem, TrainingError, one_of
 from kdfw.references import CandidatesRef, DataRef, TeacherRef
@@ -99,6 +100,7 @@ class Score(Stage):
 
     def run(self, context: StageContext) -> None:
         from kdfw.teachers.scoring import PairScorer
+        from kdfw.teachers.vectors import has_vectors
 
         work = _Work(self, context)
         scorer = PairScorer(context, self.teacher, tokens_per_batch=self.tokens_per_batch)
@@ -111,6 +113,8 @@ class Score(Stage):
             said = expected(queries, round(queries * float(np.mean(sample))) if sample else 0)
             if said:
                 context.log.info("%s", said)
+        if has_vectors(scorer.teacher):
+            self._encode_passages(scorer, work, [blocks[index] for index in own], context)
         numbers: list[int] = []
         rows: list[np.ndarray] = []
         scores: list[np.ndarray] = []
@@ -121,6 +125,8 @@ class Score(Stage):
                     rows.append(passages)
                     scores.append(found)
                 bar.update(1, computed=scorer.computed, stored=scorer.known)
+        if scorer.vectors is not None:
+            scorer.vectors.close()
         context.log.info(
             "%s: %d pairs scored by %s, %d taken from the store",
             context.folder.name,
@@ -153,6 +159,18 @@ class Score(Stage):
         report = getattr(scorer.teacher, "report", None)
         for name, value in (report() if report is not None else {}).items():
             context.log.info("%s: %s %s", self.teacher, name, value)
+
+    def _encode_passages(
+        self, scorer: PairScorer, work: _Work, blocks: Sequence[Sequence[int]], context: StageContext
+    ) -> None:
+        """Compute every passage vector that some list still needs, once."""
+        from kdfw.teachers.vectors import PassageVectors
+
+        assert isinstance(scorer.teacher, Model)
+        vectors = PassageVectors(context, scorer.teacher, work.data.corpus, work.passages(), scorer.budget)
+        needed = [work.unscored(block, scorer) for block in blocks]
+        vectors.prepare(np.unique(np.concatenate(needed)) if needed else np.zeros(0, np.int64))
+        scorer.vectors = vectors
 
     def examine(self, ranking: Ranking, work: _Work, context: StageContext) -> dict[str, Any]:
         """What the scores look like, in numbers; raises or warns about lists nothing can be learned from."""
@@ -309,22 +327,51 @@ class _Work:
         self, block: Sequence[int], scorer: PairScorer, depth: int | None = None
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(query number, passage rows, scores) of a block."""
+        lists, full = self._texts(block, depth)
+        found = scorer.score(full.ids, full.queries, full.passages, full.passage_ids) if full.ids else []
+        scores = dict(zip(full.ids, found, strict=True))
+        for number, rows in zip(block, lists, strict=True):
+            yield number, rows, scores.get(self.query_ids[number], np.zeros(0, np.float32))
+
+    def unscored(self, block: Sequence[int], scorer: PairScorer) -> np.ndarray:
+        """Distinct passages of the block's lists that are not wholly stored."""
+        lists, full = self._texts(block, None)
+        if not full.ids:
+            return np.zeros(0, np.int64)
+        waiting = dict(zip(full.ids, scorer.incomplete(full.queries, full.passages), strict=True))
+        chosen = [rows for number, rows in zip(block, lists, strict=True) if waiting.get(self.query_ids[number])]
+        return np.unique(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
+
+    def passages(self) -> np.ndarray:
+        """Distinct passages of all lists, ascending."""
+        marks = np.zeros(len(self.data.corpus), dtype=bool)
+        for number in range(len(self.query_ids)):
+            marks[self.list_of(number)[0]] = True
+        return np.flatnonzero(marks)
+
+    def _texts(self, block: Sequence[int], depth: int | None) -> tuple[list[np.ndarray], _Lists]:
+        """Passage rows of each query of the block, and the texts of those lists that hold any."""
         lists = [self.list_of(number)[0][:depth] for number in block]
-        full = [at for at, rows in enumerate(lists) if len(rows)]
+        full = _Lists()
         corpus = self.data.corpus
-        found = (
-            scorer.score(
-                [self.query_ids[block[at]] for at in full],
-                [Text(source=self.queries, row=self.queries.row(self.query_ids[block[at]])) for at in full],
-                [[Text(source=corpus, row=int(row)) for row in lists[at]] for at in full],
-                [[corpus.id(int(row)) for row in lists[at]] for at in full],
-            )
-            if full
-            else []
-        )
-        scores = dict(zip(full, found, strict=True))
-        for at, number in enumerate(block):
-            yield number, lists[at], scores.get(at, np.zeros(0, np.float32))
+        for number, rows in zip(block, lists, strict=True):
+            if len(rows):
+                query = self.query_ids[number]
+                full.ids.append(query)
+                full.queries.append(Text(source=self.queries, row=self.queries.row(query)))
+                full.passages.append([Text(source=corpus, row=int(row)) for row in rows])
+                full.passage_ids.append([corpus.id(int(row)) for row in rows])
+        return lists, full
+
+
+@dataclass
+class _Lists:
+    """What a scorer is given."""
+
+    ids: list[str] = field(default_factory=list)
+    queries: list[Text] = field(default_factory=list)
+    passages: list[list[Text]] = field(default_factory=list)
+    passage_ids: list[list[str]] = field(default_factory=list)
 
 
 def _first_places(rows: np.ndarray) -> np.ndarray:

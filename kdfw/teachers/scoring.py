@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kdfw.engine.context import StageContext
+    from kdfw.teachers.vectors import PassageVectors
 
 NAMED = 10
 """How many queries an error or a warning names."""
@@ -80,10 +81,12 @@ class PairScorer:
         self.known = 0
         """Pairs whose score was stored."""
         self.store: ScoreStore | None = None
+        self.vectors: PassageVectors | None = None
+        """Set by a stage whose passages are shared by many lists."""
         if isinstance(self.teacher, Model):
             from kdfw.models.forward import Budget
 
-            self._budget = Budget(tokens=tokens_per_batch)
+            self.budget = Budget(tokens=tokens_per_batch)
             made_of: Mapping[str, object] = {
                 "model": context.model_fingerprint(name),
                 "precision": context.precision,
@@ -142,6 +145,14 @@ class PairScorer:
                     scores[row] = order[keys[row].tobytes()]
         return np.split(scores, np.cumsum(counts)[:-1])
 
+    def incomplete(self, queries: Sequence[Text], passages: Sequence[Sequence[Text]]) -> list[bool]:
+        """For each query whether the teacher has to be asked about any of its passages."""
+        if self.store is None:
+            return [True] * len(queries)
+        _, known = self.store.get(self._keys(queries, passages))
+        parts = np.split(known, np.cumsum([len(row) for row in passages])[:-1])
+        return [not part.all() for part in parts]
+
     def _keys(self, queries: Sequence[Text], passages: Sequence[Sequence[Text]]) -> np.ndarray:
         unique: dict[tuple[int, int, str | None], int] = {}
         texts: list[str] = []
@@ -190,14 +201,17 @@ class PairScorer:
         from kdfw.models.precision import autocast_dtype
 
         batch = ranking_batch(ids, queries, passages, passage_ids)
-        signals = signals_of(
-            model,
-            batch,
-            frozenset({"logits"}),
-            device=self.context.device,
-            budget=self._budget,
-            autocast=autocast_dtype(self.context.precision),
-        )
+        if self.vectors is not None:
+            signals = self.vectors.signals(batch)
+        else:
+            signals = signals_of(
+                model,
+                batch,
+                frozenset({"logits"}),
+                device=self.context.device,
+                budget=self.budget,
+                autocast=autocast_dtype(self.context.precision),
+            )
         logits = signals["logits"].float().cpu().numpy()
         found = [logits[item, : len(row)] for item, row in enumerate(passages)]
         bad = [query for query, scores in zip(ids, found, strict=True) if not np.isfinite(scores).all()]

@@ -1,0 +1,138 @@
+"""Vectors of a score stage's passages, for teachers with one vector a text: each is computed once a stage."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from kdfw.components import Model
+from kdfw.errors import ArtifactError
+from kdfw.types import Batch, Signals, Text, TextSource
+
+if TYPE_CHECKING:
+    from kdfw.engine.context import StageContext
+    from kdfw.models.forward import Budget
+
+CHUNK = 4096
+"""Passages encoded and written together."""
+
+
+def has_vectors(model: object) -> bool:
+    """Whether a model scores by one vector a text, so that a passage's vector serves every query."""
+    return isinstance(model, Model) and model.search == "dense" and hasattr(model, "text_rows")
+
+
+class PassageVectors:
+    """The stage's distinct passages in chunks, one file each in the stage's folder until the stage is done.
+
+    Chunks are cut from all passages of the stage, whatever is stored already and whatever the number of processes: a
+    vector has the same bits in every try.
+
+    Args:
+        rows: distinct corpus rows of the stage, ascending.
+    """
+
+    def __init__(
+        self, context: StageContext, model: Model, corpus: TextSource, rows: np.ndarray, budget: Budget
+    ) -> None:
+        self.context = context
+        self.model = model
+        self.corpus = corpus
+        self.rows = rows
+        self.budget = budget
+        self.folder: Path = context.folder / "vectors"
+        self._open: dict[int, np.ndarray] = {}
+
+    def prepare(self, needed: np.ndarray) -> None:
+        """Encode the chunks that hold these rows, each process its share. Every process must call this."""
+        own = np.unique(np.searchsorted(self.rows, needed) // CHUNK)
+        chunks = np.unique(self.context.workers.gather(own.astype(np.int64)))
+        share = self.context.workers.share(len(chunks))
+        with self.context.progress(len(share), "encode passages", unit="chunk") as bar:
+            for chunk in chunks[share.start : share.stop]:
+                self._chunk(int(chunk))
+                bar.update(1)
+        self.context.workers.barrier()
+
+    def _chunk(self, chunk: int) -> np.ndarray:
+        """(n, H) float32 vectors of a chunk, from its file; made when there is none (another machine's disk)."""
+        if chunk not in self._open:
+            self._open[chunk] = self._read(chunk)
+        return self._open[chunk]
+
+    def _read(self, chunk: int) -> np.ndarray:
+        from kdfw.models.forward import encode_texts
+        from kdfw.models.precision import autocast_dtype
+
+        path = self.folder / f"{chunk:06d}.npy"
+        with contextlib.suppress(OSError, ValueError):  # not there, or cut short by a crash
+            return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        found = encode_texts(
+            self.model,
+            [Text(source=self.corpus, row=int(row)) for row in self.rows[chunk * CHUNK : (chunk + 1) * CHUNK]],
+            "passage",
+            device=self.context.device,
+            budget=self.budget,
+            autocast=autocast_dtype(self.context.precision),
+        )
+        if not np.isfinite(found).all():
+            return found  # the scores will not be finite either and name their queries; another try starts afresh
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{self.context.workers.rank}.tmp")
+            with open(temporary, "wb") as file:
+                np.save(file, found)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            raise ArtifactError(
+                f"{path}: cannot be written: {error.strerror}; free some space and run again"
+            ) from error
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+
+    def take(self, rows: Sequence[int]) -> torch.Tensor:
+        """(n, H) float32 vectors of corpus rows."""
+        places = np.searchsorted(self.rows, np.asarray(rows, dtype=np.int64))
+        chunks, offsets = places // CHUNK, places % CHUNK
+        found = np.empty((len(places), self._chunk(int(chunks[0])).shape[1]), dtype=np.float32)
+        for chunk in np.unique(chunks):
+            inside = chunks == chunk
+            found[inside] = self._chunk(int(chunk))[offsets[inside]]
+        return torch.from_numpy(found)
+
+    def signals(self, batch: Batch) -> Signals:
+        """The model's logits for a batch whose passages are rows of the corpus."""
+        from kdfw.models.forward import evaluating, represent
+        from kdfw.models.precision import autocast_dtype
+        from kdfw.models.tokenize import unique_texts
+
+        need = frozenset({"logits"})
+        roles = {role: [text for text in batch.inputs[role] if isinstance(text, Text)] for role in ("query", "passage")}
+        with torch.no_grad(), evaluating(self.model):
+            group = self.model.text_rows(unique_texts(roles["query"])[0], "query")  # type: ignore[operator]
+            reps = represent(
+                self.model,
+                [group],
+                need,
+                device=self.context.device,
+                budget=self.budget,
+                autocast=autocast_dtype(self.context.precision),
+            )
+            vectors = self.take([text.row for text in unique_texts(roles["passage"])[0]])
+            reps["passage"] = {"embedding": vectors.to(self.context.device)}
+            return self.model.signals(reps, batch, need)
+
+    def close(self) -> None:
+        """Remove the files, once every process is done with them."""
+        self._open.clear()
+        self.context.workers.barrier()
+        if self.context.workers.main:
+            shutil.rmtree(self.folder, ignore_errors=True)
