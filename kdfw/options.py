@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from kdfw.components import KINDS, Component
+from kdfw.components import KINDS, Component, Constant
 from kdfw.errors import PluginError, Problem, did_you_mean
 from kdfw.references import Ref
 
@@ -80,7 +80,8 @@ class Spec:
 
         def walk(value: Any, path: Path) -> Any:
             if isinstance(value, Spec):
-                return value.canonical(resolve)
+                # a number and a constant schedule of that number are the same thing
+                return float(value.options["value"]) if value.cls is Constant else value.canonical(resolve)
             if path in by_path and resolve is not None:
                 return resolve(by_path[path])
             if isinstance(value, BaseModel):
@@ -275,7 +276,9 @@ def _documented_arguments(cls: type) -> dict[str, str]:
     """Descriptions from the `Args:` section of the class or constructor docstring."""
     found: dict[str, str] = {}
     for doc in (cls.__doc__, getattr(cls, "__init__").__doc__):  # noqa: B009
-        section = re.search(r"Args:\n(.*?)(?:\n\s*\n|\n\s*(?:Returns|Raises|Shapes|Source)|\Z)", inspect.cleandoc(doc or ""), re.S)
+        section = re.search(
+            r"Args:\n(.*?)(?:\n\s*\n|\n\s*(?:Returns|Raises|Shapes|Source)|\Z)", inspect.cleandoc(doc or ""), re.S
+        )
         if section:
             for match in re.finditer(r"^\s+(\w+):\s+(.+(?:\n\s{8,}.+)*)$", section.group(1), re.M):
                 found[match.group(1)] = " ".join(match.group(2).split())

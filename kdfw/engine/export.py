@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from kdfw.engine.files import files_below, sync_file
+from kdfw.engine.files import files_below, inside, sync_file
 from kdfw.errors import ConfigError, one_of
 
 
@@ -20,7 +20,7 @@ def trained_stages(run: Path) -> dict[str, Path]:
         raise ConfigError(f"{run}: not a run folder (no readable plan.json)") from None
     found = {}
     for stage in plan.get("stages", []):
-        folder = run / "stages" / stage["folder"]
+        folder = inside(run / "stages", str(stage["folder"]))
         if stage["type"] == "train" and (folder / "model").is_dir():
             found[stage["name"]] = folder
     return found
