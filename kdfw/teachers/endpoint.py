@@ -179,7 +179,7 @@ class OpenAI(Teacher):
             int | None, Field(ge=1, description="1 for yes-no, 8 for a grade, 8 a passage listwise")
         ] = None,
         concurrency: Annotated[int, Field(ge=1, le=256, description="requests at once")] = 4,
-        timeout_seconds: Annotated[float, Field(gt=0)] = 60.0,
+        timeout_seconds: Annotated[float, Field(gt=0, description="longest wait for an answer")] = 60.0,
         retries: Annotated[int, Field(ge=0, description="tries after the first, for failures that may pass")] = 6,
         nonsense_retries: Annotated[int, Field(ge=0, description="tries after an answer that makes no sense")] = 2,
         backoff_seconds: Annotated[

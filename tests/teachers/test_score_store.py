@@ -6,7 +6,12 @@ import errno
 import logging
 import multiprocessing
 import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -272,3 +277,39 @@ def test_two_processes_write_at_once_and_nothing_is_lost(tmp_path: Path) -> None
     keys, scores = many(0, 500)  # the two overlap by a third
     got, found = ScoreStore(tmp_path).get(keys)
     assert found.all() and np.array_equal(got, scores)
+
+
+_KILLED = """
+import importlib.util, sys
+import numpy as np
+spec = importlib.util.spec_from_file_location("score_store", sys.argv[1])  # without the package: starts in no time
+module = sys.modules["score_store"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module.LOG_PAIRS, module.FAN_OUT, module.BLOCK_PAIRS = 300, 3, 64
+store = module.ScoreStore(module.Path(sys.argv[2]))
+for number in range(int(sys.argv[3]), 10**6):
+    texts = [f"{number} {row}" for row in range(37)]
+    keys = module.pair_keys(module.text_hashes(texts, "query"), module.text_hashes(texts, "passage"))
+    store.put(keys, np.arange(37) + number)
+    print(number, flush=True)
+"""
+
+
+def test_a_killed_writer_loses_at_most_what_it_had_not_confirmed(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    done = 0
+    for _ in range(5):
+        command = [sys.executable, "-c", _KILLED, store_module.__file__, str(tmp_path), str(done)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            for _ in range(rng.randint(5, 40)):
+                done = int(writer.stdout.readline()) + 1
+            time.sleep(rng.random() / 100)
+            writer.send_signal(signal.SIGKILL)
+        texts = [[f"{number} {row}" for row in range(37)] for number in range(done)]
+        flat = [text for group in texts for text in group]
+        keys = pair_keys(text_hashes(flat, "query"), text_hashes(flat, "passage"))
+        scores, found = ScoreStore(tmp_path).get(keys)
+        assert found.all()
+        assert np.array_equal(scores, (np.arange(37)[None] + np.arange(done)[:, None]).ravel())
+    assert list(tmp_path.glob("segment-*"))
