@@ -1,0 +1,3 @@
+"""The packages here are run by `test_third_party.py` where they are installed, not collected from their sources."""
+
+collect_ignore = ["kdfw-focal"]
