@@ -242,7 +242,7 @@ class PyDocs(IngestedDataset):
 
     def ingest(self, folder: Path, bad: BadLines) -> Mapping[str, Any]:
         items = collect(self._found(), self._query_words, self._passage_words)
-        chosen = sorted(items, key=lambda item: hash_id(f"pydocs\0{item.id}".encode()))[: self._max_passages]
+        chosen = sorted(items, key=lambda item: hash_id(f"pydocs passages\0{item.id}".encode()))[: self._max_passages]
         chosen.sort(key=lambda item: item.id)
         parts: dict[str, list[DocItem]] = {"train": [], "dev": [], "test": []}
         for item in chosen:

@@ -94,9 +94,12 @@ def read_qrels(path: Path, bad: BadLines) -> Iterator[tuple[int, str, str, int]]
 
 
 def _columns(content: str) -> list[str]:
-    """Fields at tabs when there are three or four, else at blanks."""
+    """Fields at tabs when there are three or four, else at blanks; three at blanks are a TREC line that lost one."""
     fields = content.split("\t")
-    return fields if len(fields) in (3, 4) else content.split()
+    if len(fields) in (3, 4):
+        return fields
+    fields = content.split()
+    return fields if len(fields) != 3 else [content]
 
 
 def read_triples(path: Path, bad: BadLines) -> Iterator[tuple[int, str, str, str]]:

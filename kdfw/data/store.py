@@ -113,7 +113,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
         and path != folder / MANIFEST
         and (path.name == MANIFEST or not any(place in path.parents for place in own))
     }
-    text = json.dumps({**content, "files": files}, indent=1, sort_keys=True)
+    text = json.dumps({**content, "files": files}, indent=1)  # keys keep their order: that of splits is shown
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 

@@ -7,8 +7,10 @@ import json
 import logging
 import mmap
 import os
+import shutil
 import struct
 import tempfile
+import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -71,7 +73,7 @@ class Tokens:
         memory_texts: int = 50_000,
     ) -> None:
         """Args:
-        tokenizer: a transformers tokenizer; it is not changed.
+        tokenizer: a transformers tokenizer; truncation and padding set on it are not obeyed (they belong to each call).
         cache: where blocks are kept; None keeps them in a temporary folder of this process.
         max_tokens: longer texts are cut there.
         """
@@ -80,7 +82,7 @@ class Tokens:
         self.fingerprint = tokenizer_fingerprint(tokenizer)
         self.dtype = np.dtype("<u2") if len(tokenizer) <= 1 << 16 else np.dtype("<u4")
         self._cache = cache
-        self._private: tempfile.TemporaryDirectory[str] | None = None
+        self._private: Path | None = None
         self._stores: dict[tuple[str, str], _Store] = {}
         self._memory: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
         self._memory_texts = memory_texts
@@ -162,8 +164,9 @@ class Tokens:
     def private_folder(self, name: str) -> Path:
         """A folder of this process alone, gone when it ends."""
         if self._private is None:
-            self._private = tempfile.TemporaryDirectory(prefix="kdfw-tokens-")
-        folder = Path(self._private.name) / name
+            self._private = Path(tempfile.mkdtemp(prefix="kdfw-tokens-"))
+            weakref.finalize(self, shutil.rmtree, self._private, ignore_errors=True)
+        folder = self._private / name
         folder.mkdir(exist_ok=True)
         return folder
 
