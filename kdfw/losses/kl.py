@@ -10,7 +10,7 @@ from torch import Tensor
 from kdfw.components import DistillationLoss
 from kdfw.losses.masking import compared, divide, masked_log_softmax
 from kdfw.losses.options import Signal, StudentTemperature, Teachers, Temperature
-from kdfw.types import Batch, Signals
+from kdfw.types import Batch, Needs, Signals
 
 Direction = Literal["forward", "reverse"]
 
@@ -67,6 +67,14 @@ class KL(DistillationLoss):
         )
         self.direction = direction
         self.scale_by_temperature = scale_by_temperature
+
+    @property
+    def needs(self) -> Needs:
+        own = super().needs
+        if self.signal == "batch_logits":
+            return own
+        # a sentence pair has one score: its distribution is always 1, and the loss always 0
+        return own | Needs(tasks=own.tasks - {"pairs"})
 
     def per_item(
         self,

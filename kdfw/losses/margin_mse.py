@@ -83,10 +83,9 @@ class MarginMSE(DistillationLoss):
 
     @property
     def needs(self) -> Needs:
-        own = super().needs
-        if self.pairs == "positive":
-            own = own | Needs(labels=True, tasks=frozenset({"ranking", "classification"}))
-        return own
+        # a sentence pair has one score and so no margin; the pairs of a vocabulary are too many
+        tasks = frozenset({"ranking", "classification"})
+        return super().needs | Needs(labels=self.pairs == "positive", tasks=tasks)
 
     def per_item(
         self,

@@ -87,7 +87,7 @@ def signal_positives(student: Signals, batch: Batch, name: str) -> Tensor:
     For `batch_logits` the columns are the passages of the step: an item's own positives and every other passage
     known to be relevant to it.
     """
-    labels = labels_of(student, batch)
+    labels = labels_of(student, batch).to(student[name].device)
     if labels.dtype == torch.long and labels.dim() == 1:
         width = student[name].shape[-1]
         return torch.nn.functional.one_hot(labels.clamp(min=0), width).bool() & (labels >= 0)[:, None]

@@ -24,8 +24,8 @@ def labels_as_teacher(student: Signals, batch: Batch, signal: str) -> Signals:
     Relevance grades and gold scores are taken as they are (NaN: no label, masked); a class becomes one-hot, an
     unknown class (negative) a row of NaN, which is masked.
     """
-    labels = labels_of(student, batch)
     scores = student[signal]
+    labels = labels_of(student, batch).to(scores.device)
     if labels.dim() == 1:
         known = (labels >= 0)[:, None]
         hot = torch.nn.functional.one_hot(labels.clamp(min=0), scores.shape[-1]).to(scores.dtype)

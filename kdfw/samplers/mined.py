@@ -91,7 +91,7 @@ class BoundLists:
         self, options: ListDraws, data: RankingData, split: str, lists: Sequence[Ranking], scored: bool
     ) -> None:
         """`scored`: positives, too, must be in the (one) list with a score."""
-        self.options, self.data, self.split = options, data, split
+        self.options, self.data, self.split, self.scored = options, data, split, scored
         self.lists = [(ranking, ranking.index()) for ranking in lists]
         judged, outside = judged_positives(data, split, options.min_grade)
         self.skipped: Counter[str] = Counter()
@@ -135,7 +135,7 @@ class BoundLists:
         if not any(lengths):
             return "queries without candidates"
         begin = options.ranks[0] if options.ranks else 1
-        if options.short != "drop" and max(lengths) > len(judged.rows) + begin + 1 and not self._sparse:
+        if options.short != "drop" and max(lengths) > len(judged.rows) + begin + 1 and not self.scored:
             return ""  # long enough whatever is removed: no need to look
         found = self.pools(query, judged.rows if options.remove_positives else NOTHING)
         if not any(len(rows) for rows, _ in found):
@@ -143,11 +143,6 @@ class BoundLists:
         if options.short == "drop" and not self._enough(found):
             return "queries with too few negatives (short: drop)"
         return ""
-
-    @property
-    def _sparse(self) -> bool:
-        """Whether stored scores may have holes, so that a list's length says little."""
-        return any(bool(np.isnan(ranking.scores[:1000]).any()) for ranking, _ in self.lists)
 
     def _enough(self, found: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
         options = self.options

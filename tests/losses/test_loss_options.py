@@ -90,6 +90,14 @@ def test_samplers_from_recipes() -> None:
     assert {name for name in SAMPLERS if not built("sampler", name)[1]} == set(SAMPLERS) - {"mined", "scored"}
 
 
+def test_losses_that_would_always_be_zero_on_sentence_pairs_are_not_offered_there() -> None:
+    fit = {name for name in LOSSES if "pairs" in built("loss", name)[0].needs.tasks}
+    assert fit == {"bce", "mse", "embedding-mse", "hidden-mse"}
+    assert "pairs" in built("loss", {"type": "kl", "signal": "batch_logits"})[0].needs.tasks
+    everywhere = {name for name in LOSSES if "translation" in built("loss", name)[0].needs.tasks}
+    assert everywhere == {"kl", "mse", "bce", "cross-entropy"}
+
+
 def test_layers_are_a_word_or_pairs() -> None:
     assert built("loss", {"type": "hidden-mse", "layers": "last"})[0].layers == "last"
     assert built("loss", {"type": "hidden-mse", "layers": [[0, 1], [1, 3]]})[0].layers == [(0, 1), (1, 3)]
