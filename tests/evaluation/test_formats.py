@@ -107,7 +107,7 @@ def test_a_cut_gzip_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere.*cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"nowhere: no such file"):
         read_qrels(tmp_path / "nowhere")
 
 

@@ -1,0 +1,332 @@
+"""The stage `evaluate`: systems side by side on one split, with significance, speed and size."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from kdfw.components import Model, Stage
+from kdfw.errors import ConfigError, DataError
+from kdfw.references import CandidatesRef, ModelRef, SystemRef
+
+if TYPE_CHECKING:
+    from kdfw.data.ranking import Ranking
+    from kdfw.data.sets import RankingData
+    from kdfw.engine.context import StageContext
+    from kdfw.errors import Problem
+    from kdfw.types import Qrels
+
+RANKING_MEASURES = ("nDCG@10", "RR@10", "R@100", "AP")
+
+
+@dataclasses.dataclass(kw_only=True)
+class _System:
+    """What is known of one evaluated system."""
+
+    values: dict[str, dict[str, float]]
+    """Per-query values by measure."""
+    facts: dict[str, Any]
+    means: dict[str, float]
+
+
+class Evaluate(Stage):
+    """Measures models and baselines on a split: full retrieval, or re-ranking of given candidates."""
+
+    produces = frozenset({"measures"})
+
+    def __init__(
+        self,
+        *,
+        models: Annotated[list[ModelRef], Field(description="what is measured")],
+        against: Annotated[
+            Sequence[SystemRef],
+            Field(
+                description="what it is compared with: retrievers (`bm25`), models, teachers; the first is the baseline"
+            ),
+        ] = (),
+        split: Annotated[str, Field(description="which split is measured")] = "test",
+        candidates: Annotated[
+            CandidatesRef | None, Field(description="re-rank these lists instead of searching the corpus")
+        ] = None,
+        measures: Annotated[
+            list[str] | None, Field(description="names of measures; default: those of the task")
+        ] = None,
+        depth: Annotated[
+            int, Field(ge=1, description="how many passages of a query are retrieved or re-ranked")
+        ] = 1000,
+        rerank_depth: Annotated[
+            int, Field(ge=1, description="how many BM25 results a model that cannot search gets to re-rank")
+        ] = 100,
+        baseline: Annotated[
+            str | None, Field(description="which system the others are tested against; default: the first of `against`")
+        ] = None,
+        beam: Annotated[int, Field(ge=1, description="beam width of translations")] = 4,
+    ) -> None:
+        self.models = models
+        self.against = list(against)
+        self.split = split
+        self.candidates = candidates
+        self.measures = measures
+        self.depth = depth
+        self.rerank_depth = rerank_depth
+        self.baseline = baseline
+        self.beam = beam
+
+    @property
+    def systems(self) -> list[str]:
+        """References of everything measured, baselines first, each once."""
+        return list(dict.fromkeys([*self.against, *self.models]))
+
+    def check(self, plan: Any) -> Iterator[Problem]:
+        from kdfw.evaluation.measures import parse_measures
+        from kdfw.evaluation.tasks import MEASURES
+
+        if plan.splits and self.split not in plan.splits:
+            yield plan.problem("split", found=f"no split {self.split!r}", fix=f"known: {', '.join(plan.splits)}")
+        if self.measures is not None and plan.task == "ranking":
+            try:
+                parse_measures(self.measures)
+            except DataError as error:
+                yield plan.problem("measures", found=str(error))
+        elif self.measures is not None:
+            known = MEASURES.get(plan.task, ())
+            for name in self.measures:
+                if name not in known:
+                    fix = f"known: {', '.join(known)}"
+                    yield plan.problem("measures", found=f"no measure {name!r} for {plan.task}", fix=fix)
+
+        if self.baseline is not None and self.baseline not in self.systems:
+            fix = f"known: {', '.join(self.systems)}"
+            yield plan.problem("baseline", found=f"{self.baseline!r} is not measured here", fix=fix)
+
+    def estimate(self, plan: Any) -> str:
+        how = f"re-ranking of {self.candidates}" if self.candidates else "full retrieval"
+        return f"{len(self.systems)} systems, {how if plan.task == 'ranking' else self.split}"
+
+    def run(self, context: StageContext) -> None:
+        data = context.data()
+        if data.task == "ranking":
+            self._run_ranking(context, data)  # type: ignore[arg-type]
+        else:
+            self._run_task(context, data)
+
+    # ------------------------------------------------------------ ranking
+
+    def _run_ranking(self, context: StageContext, data: RankingData) -> None:
+        from kdfw.evaluation.formats import write_trec
+        from kdfw.evaluation.measures import Measure, parse_measures, score_run
+
+        qrels = data.qrels.get(self.split)
+        if not qrels:
+            raise DataError(f"data {data.name!r} has no judgements for the split {self.split!r}")
+        wanted = parse_measures(self.measures or RANKING_MEASURES)
+        judged = Measure(kind="judged", cutoff=10, text="\0judged")
+        found: dict[str, _System] = {}
+        for reference in self.systems:
+            name = _short(reference)
+            ranking, facts = self._rank(context, data, reference, qrels)
+            if not context.workers.main:
+                continue
+            run = ranking.run(data.corpus)
+            if data.query_in_corpus:
+                run = {q: {p: score for p, score in rows.items() if p != q} for q, rows in run.items()}
+            write_trec(run, context.folder / f"run.{_file_name(name)}.trec", tag=_file_name(name))
+            values = score_run(run, qrels, [*wanted, judged])
+            share = values.pop(judged.text)
+            present = [query for query in qrels if run.get(query)]
+            facts["judged@10"] = float(np.mean([share[query] for query in present]))
+            facts["depth"] = max(len(rows) for rows in run.values())
+            means = {measure: float(np.mean(list(each.values()))) for measure, each in values.items()}
+            found[name] = _System(values=values, facts=facts, means=means)
+            context.log.info("%s: %s", name, ", ".join(f"{m} {value:.4f}" for m, value in means.items()))
+        if context.workers.main:
+            self._write(context, "ranking", [m.text for m in wanted], found, len(qrels))
+
+    def _rank(
+        self, context: StageContext, data: RankingData, reference: str, qrels: Qrels
+    ) -> tuple[Ranking, dict[str, Any]]:
+        from kdfw.models.precision import autocast_dtype
+        from kdfw.retrieval import RETRIEVERS, search_with
+        from kdfw.retrieval.rerank import rerank_lists
+
+        queries = data.queries[self.split]
+        facts: dict[str, Any] = {}
+        retriever = RETRIEVERS.get(reference)
+        began = time.perf_counter()
+        if retriever is not None and not _is_target(context, reference):
+            facts["setting"] = "full retrieval"
+            ranking = retriever().search(data, queries, self.depth, context)
+        elif context.holds_scores(reference):
+            lists = context.scores(reference)
+            facts["setting"] = f"re-ranking by the stored scores of {_short(reference)}"
+            ranking = _sorted(lists, np.asarray(lists.scores), data, qrels, self.depth)
+        else:
+            model = context.model(reference)
+            facts |= size_of(model)
+            began = time.perf_counter()
+            if self.candidates is not None:
+                given = _cut(context.candidates(self.candidates), qrels, self.depth)
+                facts["setting"] = f"re-ranking of {_short(self.candidates)}"
+                ranking = rerank_lists(
+                    model,
+                    data.corpus,
+                    queries,
+                    given,
+                    device=context.device,
+                    workers=context.workers,
+                    autocast=autocast_dtype(context.precision),
+                )
+            else:
+                facts["setting"] = "full retrieval" if model.search else f"re-ranking of bm25 at {self.rerank_depth}"
+                ranking = search_with(reference, data, queries, self.depth, context, first_depth=self.rerank_depth)
+        seconds = time.perf_counter() - began
+        facts["seconds"] = seconds
+        facts["queries_per_second"] = len(queries) / seconds if seconds > 0 else None
+        return ranking, facts
+
+    # ------------------------------------------------------------ other tasks
+
+    def _run_task(self, context: StageContext, data: Any) -> None:
+        from kdfw.evaluation.tasks import DEFAULT_MEASURES, evaluate_split
+        from kdfw.models.precision import autocast_dtype
+
+        official = [data.measure] if getattr(data, "measure", "") else []
+        names = self.measures or list(dict.fromkeys([*official, *DEFAULT_MEASURES[data.task]]))
+        found: dict[str, _System] = {}
+        for reference in self.systems:
+            model = context.model(reference)
+            began = time.perf_counter()
+            values = evaluate_split(
+                model,
+                data,
+                self.split,
+                names,
+                device=context.device,
+                workers=context.workers,
+                autocast=autocast_dtype(context.precision),
+                beam=self.beam,
+            )
+            seconds = time.perf_counter() - began
+            facts = {**size_of(model), "seconds": seconds, "items_per_second": len(values.ids) / seconds}
+            if values.groups:
+                facts["groups"] = values.groups
+            per_item = {
+                name: dict(zip(values.ids, column.tolist(), strict=True)) for name, column in values.per_item.items()
+            }
+            found[_short(reference)] = _System(values=per_item, facts=facts, means=dict(values.measures))
+            context.log.info(
+                "%s: %s", _short(reference), ", ".join(f"{m} {value:.4f}" for m, value in values.measures.items())
+            )
+        if context.workers.main:
+            self._write(
+                context, data.task, names, found, len(next(iter(next(iter(found.values())).values.values()), ()))
+            )
+
+    # ------------------------------------------------------------ results
+
+    def _write(
+        self, context: StageContext, task: str, measures: Sequence[str], found: Mapping[str, _System], queries: int
+    ) -> None:
+        from kdfw.engine.files import write_json
+        from kdfw.evaluation.formats import _write
+        from kdfw.evaluation.significance import holm, paired
+
+        def lines() -> Iterator[str]:
+            for name, system in found.items():
+                ids = next(iter(system.values.values()), {})
+                for query in ids:
+                    values = {measure: each[query] for measure, each in system.values.items()}
+                    yield json.dumps({"query": query, "system": name, **values}, ensure_ascii=False) + "\n"
+
+        _write(context.folder / "per_query.jsonl", lines())
+        baseline = _short(self.baseline or self.systems[0])
+        compared: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in found}
+        for measure in measures:
+            base = found[baseline].values.get(measure)
+            others = [name for name in found if name != baseline]
+            if base is None or not others:
+                continue
+            results = [
+                paired(
+                    np.array(list(found[name].values[measure].values())),
+                    np.array([base[query] for query in found[name].values[measure]]),
+                    seed=0,
+                )
+                for name in others
+            ]
+            corrected = holm([result.randomisation for result in results])
+            for name, result, p_value in zip(others, results, corrected, strict=True):
+                compared[name][measure] = {**dataclasses.asdict(result), "holm": p_value}
+        write_json(
+            context.folder / "measures.json",
+            {
+                "task": task,
+                "split": self.split,
+                "queries": queries,
+                "measures": list(measures),
+                "baseline": baseline,
+                "systems": {
+                    name: {"measures": system.means, "against_baseline": compared[name], **system.facts}
+                    for name, system in found.items()
+                },
+                "order": list(found),
+            },
+        )
+        context.summary({name: system.means for name, system in found.items()})
+
+
+def size_of(model: Model) -> dict[str, Any]:
+    """Parameters of a model and the memory they take."""
+    tensors = list(model.parameters())
+    return {
+        "parameters": sum(tensor.numel() for tensor in tensors),
+        "megabytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20,
+    }
+
+
+def _is_target(context: StageContext, name: str) -> bool:
+    """Whether the recipe defines the name itself (a model may be called `bm25`)."""
+    try:
+        return bool(getattr(context, "target")(name).kind != "retriever")  # noqa: B009
+    except (AttributeError, ConfigError, KeyError):
+        return False
+
+
+def _short(reference: str) -> str:
+    """The name shown for a reference: `scores | teacher` is `scores`."""
+    return reference.split("|")[0].strip()
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._#-]+", "-", name).strip(".-") or "system"
+
+
+def _cut(lists: Ranking, qrels: Qrels, depth: int) -> Ranking:
+    """The first `depth` candidates of the queries that are judged."""
+    from kdfw.data.ranking import Ranking
+
+    kept = ((query, *lists.of(number)) for number, query in enumerate(lists.query_ids) if query in qrels)
+    return Ranking.from_lists((query, rows[:depth], scores[:depth]) for query, rows, scores in kept)
+
+
+def _sorted(lists: Ranking, scores: np.ndarray, data: RankingData, qrels: Qrels, depth: int) -> Ranking:
+    """Lists in the order of new scores; a passage without a score (NaN) is left out."""
+    from kdfw.data.ranking import Ranking
+    from kdfw.retrieval.order import ranked
+
+    found = []
+    for number, query in enumerate(lists.query_ids):
+        if query not in qrels:
+            continue
+        begin, end = int(lists.starts[number]), int(lists.starts[number + 1])
+        own = scores[begin:end]
+        known = ~np.isnan(own)
+        found.append((query, *ranked(np.array(lists.passages[begin:end])[known], own[known], data.corpus, depth)))
+    return Ranking.from_lists(iter(found))

@@ -1,0 +1,84 @@
+"""Tables of systems x measures: of one evaluate stage, and of a comparison."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from kdfw.errors import DataError
+
+Style = Literal["text", "markdown", "latex"]
+
+
+def measures_table(folder: Path) -> str:
+    """The result of an `evaluate` stage as text; empty for a folder without one. `*`: Holm-corrected p < 0.05."""
+    path = folder / "measures.json"
+    if not path.is_file():
+        return ""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}; run the stage again") from error
+    rows = []
+    for name in result.get("order", list(result["systems"])):
+        system = result["systems"][name]
+        cells = [name]
+        for measure in result["measures"]:
+            value = system["measures"].get(measure)
+            against = system.get("against_baseline", {}).get(measure)
+            star = "*" if against and against["holm"] < 0.05 else ""
+            cells.append("" if value is None else number(measure, value) + star)
+        cells.append(f"{system['parameters'] / 1e6:.1f}M" if "parameters" in system else "")
+        rate = system.get("queries_per_second") or system.get("items_per_second")
+        cells.append(f"{rate:.1f}" if rate else "")
+        cells.append(system.get("setting", ""))
+        rows.append(cells)
+    head = ["system", *result["measures"], "size", "per second", "setting"]
+    keep = [column for column in range(len(head)) if column == 0 or any(row[column] for row in rows)]
+    table = grid([head[column] for column in keep], [[row[column] for column in keep] for row in rows])
+    note = f"{result['queries']} items of {result['split']}; * differs from {result['baseline']} (Holm, p < 0.05)"
+    return f"{table}\n{note}"
+
+
+def number(measure: str, value: float) -> str:
+    """A value with the digits its measure is usually given with."""
+    return f"{value:.2f}" if measure.lower() in ("spearman", "pearson", "bleu", "chrf") else f"{value:.4f}"
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]], style: Style = "text") -> str:
+    """A table: first column to the left, the others to the right."""
+    if style == "latex":
+        lines = [r"\begin{tabular}{l" + "r" * (len(head) - 1) + "}", r"\toprule"]
+        lines += [" & ".join(map(_latex, head)) + r" \\", r"\midrule"]
+        lines += [" & ".join(map(_latex, row)) + r" \\" for row in rows]
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+    if style == "markdown":
+        cells = [[_markdown(cell) for cell in row] for row in [head, *rows]]
+        lines = ["| " + " | ".join(row) + " |" for row in cells]
+        return "\n".join([lines[0], "|---|" + "---:|" * (len(head) - 1), *lines[1:]])
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [head, *rows]
+    )
+
+
+def _markdown(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+_LATEX: dict[str, Any] = {c: "\\" + c for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)

@@ -1,0 +1,335 @@
+"""Evaluators of tasks other than ranking: plain functions of predictions, and the loop that gets predictions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdfw.errors import DataError, one_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from kdfw.components import Model
+    from kdfw.data.sets import Data
+    from kdfw.engine.context import Workers
+    from kdfw.models.forward import Budget
+    from kdfw.types import Batch
+
+DEFAULT_MEASURES = {
+    "pairs": ("spearman", "pearson"),
+    "classification": ("accuracy", "macro-f1"),
+    "translation": ("bleu", "chrf"),
+}
+MEASURES = {
+    "pairs": ("spearman", "pearson"),
+    "classification": ("accuracy", "accuracy@5", "macro-f1", "micro-f1", "relation-f1"),
+    "translation": ("bleu", "chrf", "token accuracy"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskValues:
+    """Measures of a model on one split."""
+
+    measures: Mapping[str, float]
+    ids: Sequence[str]
+    per_item: Mapping[str, np.ndarray]
+    """By name, (Q,): for pairs the `score` and `gold`, for classes whether each item is right, for translations the
+    sentence-level BLEU and chrF."""
+    groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Measures of each subset, where the data have subsets."""
+
+
+# ---------------------------------------------------------------- pairs
+
+
+def average_ranks(values: np.ndarray) -> np.ndarray:
+    """(Q,) ranks from 1; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    ranks: np.ndarray = (ends - (counts - 1) / 2)[inverse]
+    return ranks
+
+
+def pearson(left: np.ndarray, right: np.ndarray) -> float:
+    """Pearson's correlation x 100; NaN when one side is constant."""
+    a, b = left - left.mean(dtype=np.float64), right - right.mean(dtype=np.float64)
+    norm = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return 100 * float((a * b).sum()) / norm if norm > 0 else float("nan")
+
+
+def spearman(left: np.ndarray, right: np.ndarray) -> float:
+    """Spearman's rank correlation x 100, ties with average ranks; NaN when one side is constant."""
+    return pearson(average_ranks(left), average_ranks(right))
+
+
+def pair_measures(
+    scores: np.ndarray, gold: np.ndarray, groups: Sequence[str] | None = None
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Spearman and Pearson x 100: of all pairs concatenated (the `all` setting of STS), and of each group.
+
+    Pairs whose gold score is NaN are left out.
+    """
+    known = ~np.isnan(gold)
+    by_group: dict[str, dict[str, float]] = {}
+    if groups is not None:
+        names = np.asarray(groups)
+        for name in dict.fromkeys(groups):
+            inside = known & (names == name)
+            if inside.any():
+                by_group[name] = {
+                    "spearman": spearman(scores[inside], gold[inside]),
+                    "pearson": pearson(scores[inside], gold[inside]),
+                }
+    scores, gold = scores[known], gold[known]
+    return {"spearman": spearman(scores, gold), "pearson": pearson(scores, gold)}, by_group
+
+
+# ---------------------------------------------------------------- classification
+
+
+def top_k(logits: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
+    """(Q,) bool: the label is among the k best classes of (Q, D) logits; of equal logits the first class is better."""
+    best = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    hit: np.ndarray = (best == labels[:, None]).any(axis=1)
+    return hit
+
+
+def f1_of(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """(D,) F1 of each class; 0 for a class that is never right."""
+    right = np.bincount(labels[predicted == labels], minlength=num_classes)
+    total = np.bincount(predicted, minlength=num_classes) + np.bincount(labels, minlength=num_classes)
+    values: np.ndarray = np.divide(2.0 * right, total, out=np.zeros(num_classes), where=total > 0)
+    return values
+
+
+def macro_f1(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> float:
+    """Mean F1 over the classes that are labelled or predicted at all (as scikit-learn has it)."""
+    seen = np.union1d(predicted, labels)
+    return float(f1_of(predicted, labels, num_classes)[seen].mean())
+
+
+def micro_f1(predicted: np.ndarray, labels: np.ndarray, without: int | None = None) -> float:
+    """F1 over all decisions; `without` is a class that counts neither as found nor as missed (`no relation`)."""
+    right = int(((predicted == labels) & (labels != without)).sum())
+    total = int((predicted != without).sum()) + int((labels != without).sum())
+    return 2 * right / total if total else 0.0
+
+
+_DIRECTED = re.compile(r"(.+)\((e1,e2|e2,e1)\)")
+
+
+def relation_f1(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> float:
+    """SemEval-2010 task 8's official measure: macro-F1 over the relations, `Other` left out, direction counted.
+
+    A prediction of the right relation in the wrong direction is wrong, and counts against the relation's precision
+    and recall (the (9+1)-way evaluation taking directionality into account, S10-1006).
+    """
+    matches = [_DIRECTED.fullmatch(name) for name in classes]
+    relations = list(dict.fromkeys(match[1] for match in matches if match))
+    if not relations:
+        raise DataError("relation-f1 needs classes named like `Cause-Effect(e1,e2)`")
+    owner = np.array([relations.index(match[1]) if match else -1 for match in matches])
+    values = []
+    for relation in range(len(relations)):
+        found, wanted = owner[predicted] == relation, owner[labels] == relation
+        total = int(found.sum()) + int(wanted.sum())
+        values.append(2 * int((found & (predicted == labels)).sum()) / total if total else 0.0)
+    return float(np.mean(values))
+
+
+# ---------------------------------------------------------------- translation
+
+
+def translation_measures(hypotheses: Sequence[str], references: Sequence[str]) -> TaskValues:
+    """BLEU and chrF of sacrebleu with its default settings, of the corpus and of each sentence.
+
+    Raises: MissingDependencyError without sacrebleu.
+    """
+    try:
+        import sacrebleu
+    except ImportError as error:
+        from kdfw.errors import MissingDependencyError
+
+        raise MissingDependencyError("sacrebleu", "BLEU", "translation") from error
+    lines = list(zip(hypotheses, references, strict=True))
+    return TaskValues(
+        measures={
+            "bleu": float(sacrebleu.corpus_bleu(list(hypotheses), [list(references)]).score),
+            "chrf": float(sacrebleu.corpus_chrf(list(hypotheses), [list(references)]).score),
+        },
+        ids=[str(number) for number in range(len(lines))],
+        per_item={
+            "bleu": np.array([sacrebleu.sentence_bleu(ours, [theirs]).score for ours, theirs in lines]),
+            "chrf": np.array([sacrebleu.sentence_chrf(ours, [theirs]).score for ours, theirs in lines]),
+        },
+    )
+
+
+# ---------------------------------------------------------------- predictions of a model
+
+
+def evaluate_split(
+    model: Model,
+    data: Data,
+    split: str,
+    measures: Sequence[str],
+    *,
+    device: torch.device | str = "cpu",
+    budget: Budget | None = None,
+    workers: Workers | None = None,
+    autocast: torch.dtype | None = None,
+    items_at_once: int = 512,
+    beam: int = 4,
+    progress: Callable[[int], None] | None = None,
+) -> TaskValues:
+    """Measures of a model on a split of pairs, classes or translations.
+
+    Every process calls it and gets the same values; the forward passes are shared out.
+    Raises: DataError for a split without gold labels, or an unknown measure.
+    """
+    known = MEASURES.get(data.task, ())
+    for name in measures:
+        if name not in known:
+            raise DataError(f"no measure {name!r} for {data.task}; {one_of(name, known)}")
+    road: dict[str, Any] = {"device": device, "budget": budget, "workers": workers, "autocast": autocast}
+    values = _EVALUATORS[data.task](model, data, split, list(measures), road, items_at_once, beam, progress)
+    return TaskValues(
+        measures={name: values.measures[name] for name in measures},
+        ids=values.ids,
+        per_item=values.per_item,
+        groups=values.groups,
+    )
+
+
+def measure_split(model: Model, data: Data, split: str, name: str, **road: Any) -> float:
+    """One measure of a model on a split, for the choice of a checkpoint."""
+    return evaluate_split(model, data, split, [name], **road).measures[name]
+
+
+def _batches(data: Data, split: str, size: int) -> tuple[list[str], Callable[[], Any], Any]:
+    """(item ids, generator of batches in order, the sampler bound to the split)."""
+    from kdfw.samplers import rows
+    from kdfw.samplers.collate import collate, item_rng
+    from kdfw.types import Clock
+
+    kind = {"pairs": rows.Pairs, "classification": rows.Labelled, "translation": rows.Parallel}[data.task]
+    sampler: Any = kind()
+    sampler.bind(data, split, None)
+    ids = list(sampler.items())
+    if not ids:
+        raise DataError(f"data {data.name!r}: the split {split!r} is empty")
+    clock = Clock(step=0, total_steps=0, epoch=0, total_epochs=0, steps_per_epoch=0, seed=0)
+    rng = item_rng(0, 0, "evaluation")  # nothing is drawn: the samplers' plain options draw no random number
+
+    def batches() -> Any:
+        for begin in range(0, len(ids), size):
+            numbers = range(begin, min(begin + size, len(ids)))
+            yield collate([sampler.draw(number, clock, rng) for number in numbers], data.task, data)
+
+    return ids, batches, sampler
+
+
+def _logits(
+    model: Model, data: Data, split: str, road: Mapping[str, Any], size: int, progress: Callable[[int], None] | None
+) -> tuple[list[str], np.ndarray, Any]:
+    from kdfw.models.forward import signals_of
+
+    ids, batches, sampler = _batches(data, split, size)
+    found = []
+    for batch in batches():
+        found.append(signals_of(model, batch, frozenset({"logits"}), **road)["logits"].float().cpu().numpy())
+        if progress is not None:
+            progress(len(batch))
+    return ids, np.concatenate(found), sampler.rows
+
+
+def _pairs(model: Model, data: Data, split: str, measures: Any, road: Any, size: int, _: int, tell: Any) -> TaskValues:
+    ids, logits, rows = _logits(model, data, split, road, size, tell)
+    if rows.gold is None:
+        raise DataError(f"data {data.name!r}: the split {split!r} has no gold scores to compare with")
+    scores = logits[:, 0].astype(np.float64)
+    gold = np.asarray(rows.gold, dtype=np.float64)
+    overall, groups = pair_measures(scores, gold, rows.groups)
+    return TaskValues(measures=overall, ids=ids, per_item={"score": scores, "gold": gold}, groups=groups)
+
+
+def _classes(model: Model, data: Any, split: str, measures: Any, road: Any, size: int, _: int, tell: Any) -> TaskValues:
+    ids, logits, rows = _logits(model, data, split, road, size, tell)
+    labels = np.asarray(rows.labels)
+    known = labels >= 0
+    if not known.any():
+        raise DataError(f"data {data.name!r}: the split {split!r} has no labels to compare with")
+    ids = [id for id, keep in zip(ids, known, strict=True) if keep]
+    logits, labels = logits[known], labels[known]
+    predicted = logits.argmax(axis=1)
+    right = top_k(logits, labels)
+    values = {
+        "accuracy": float(right.mean()),
+        "accuracy@5": float(top_k(logits, labels, 5).mean()),
+        "macro-f1": macro_f1(predicted, labels, logits.shape[1]),
+        "micro-f1": micro_f1(predicted, labels),
+    }
+    if "relation-f1" in measures:
+        values["relation-f1"] = relation_f1(predicted, labels, data.classes)
+    return TaskValues(measures=values, ids=ids, per_item={"accuracy": right.astype(np.float64)})
+
+
+def _translations(
+    model: Any, data: Any, split: str, measures: Any, road: Any, size: int, beam: int, tell: Any
+) -> TaskValues:
+    ids, batches, _ = _batches(data, split, size)
+    measured: dict[str, float] = {}
+    per_item: dict[str, np.ndarray] = {}
+    if "token accuracy" in measures:
+        per_item["token accuracy"] = _token_accuracy(model, batches(), road)
+        right, total = per_item["token accuracy"].T
+        measured["token accuracy"] = float(right.sum() / total.sum())
+        per_item = {}
+    if {"bleu", "chrf"} & set(measures):
+        hypotheses: list[str] = []
+        references: list[str] = []
+        for batch in batches():
+            sources = batch.inputs["source"]
+            hypotheses += model.translate(sources, beam, device=road["device"], budget=road["budget"])
+            references += [str(text) for text in batch.inputs["target"]]
+            if tell is not None:
+                tell(len(batch))
+        found = translation_measures(hypotheses, references)
+        measured |= found.measures
+        per_item = dict(found.per_item)
+    return TaskValues(measures=measured, ids=ids, per_item=per_item)
+
+
+def _token_accuracy(model: Model, batches: Any, road: Mapping[str, Any]) -> np.ndarray:
+    """(steps, 2): target tokens that the model ranks first given the reference before them, and all target tokens."""
+    from kdfw.models.forward import signals_of
+
+    counts = []
+    for batch in batches:
+        for part in _cut(batch, 32):  # a vocabulary per token: only a few sentences fit at once
+            signals = signals_of(model, part, frozenset({"logits"}), **{**road, "workers": None})
+            assert signals.labels is not None
+            hit = signals["logits"].argmax(-1) == signals.labels
+            if signals.mask is not None and signals.mask.shape == hit.shape:
+                hit = hit[signals.mask]
+            counts.append((int(hit.sum()), hit.numel()))
+    return np.asarray(counts, dtype=np.float64)
+
+
+def _cut(batch: Batch, size: int) -> list[Batch]:
+    from kdfw.samplers.collate import take
+
+    return [take(batch, range(begin, min(begin + size, len(batch)))) for begin in range(0, len(batch), size)]
+
+
+_EVALUATORS: Mapping[str, Callable[..., TaskValues]] = {
+    "pairs": _pairs,
+    "classification": _classes,
+    "translation": _translations,
+}
