@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-Target = Literal["model", "teacher", "candidates", "scores", "data", "stage"]
+Target = Literal["model", "teacher", "candidates", "scores", "data", "stage", "system"]
 
 
 @dataclass(frozen=True)
@@ -30,5 +30,7 @@ ScoresRef = Annotated[str, Ref("scores")]
 """A stage that writes teacher scores."""
 DataRef = Annotated[str, Ref("data")]
 """A data set under `data:`, or a stage that writes one."""
+SystemRef = Annotated[str, Ref("system")]
+"""A model or teacher, or the name of a retriever type with its usual options (`bm25`)."""
 StageRef = Annotated[str, Ref("stage")]
 """Any stage."""

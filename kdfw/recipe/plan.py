@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from kdfw.components import Dataset, Model, Stage, Teacher
+from kdfw.components import Dataset, Model, Retriever, Stage, Teacher
 from kdfw.engine.fingerprint import fingerprint
 from kdfw.errors import ConfigError, KdfwError, Problem, one_of
 from kdfw.models.precision import resolve
-from kdfw.options import Reference, Spec, iterate_specs
+from kdfw.options import Reference, Spec, iterate_specs, options_of
+from kdfw.plugins import registry
 from kdfw.recipe.recipe import Recipe, StageEntry
 
 ENGINE_VERSION = 1
@@ -24,7 +25,7 @@ class Target:
     """What a reference points to."""
 
     kind: str
-    """`model`, `stage` or `data`."""
+    """`model`, `stage`, `data`, or `retriever` (a type with its usual options)."""
     name: str
     """A model's or data set's name, or the unique name of an earlier stage."""
     part: str = ""
@@ -256,6 +257,9 @@ class _Planner:
             return [self.fingerprints.get(target.name, ""), target.part]
         if target.kind == "data":
             return [self.data_fingerprints.get(target.name, ""), target.part]
+        retriever = _plain_retriever(target.name) if target.kind == "retriever" else None
+        if retriever is not None:
+            return [target.name, fingerprint([retriever.version, dict(retriever().fingerprint_parts())])]
         return [self.model_fingerprints.get(target.name, ""), target.part]
 
     def model_behind(self, target: Target) -> Model | Teacher | None:
@@ -301,13 +305,16 @@ class _Planner:
                 "scores": "scores" in stage.produces,
                 "data": "data" in stage.produces,
                 "stage": True,
+                "system": bool({"model", "scores"} & stage.produces),
             }
             if offers[to]:
                 return Target(kind="stage", name=unique, part=part)
-        if to in ("model", "teacher") and base in self.recipe.models and not part:
+        if to in ("model", "teacher", "system") and base in self.recipe.models and not part:
             built = self.models.get(base)
-            if built is None or to == "teacher" or isinstance(built, Model):
+            if built is None or to != "model" or isinstance(built, Model):
                 return Target(kind="model", name=base)
+        if to == "system" and _plain_retriever(name) is not None:
+            return Target(kind="retriever", name=name)
         if to == "data" and base in self.recipe.data:
             return Target(kind="data", name=base)
         if to == "candidates" and base in self.recipe.data and part:
@@ -327,6 +334,15 @@ class _Planner:
         return Problem(
             where=self.recipe.source.where(reference.path), found=f"no {what} {reference.name!r} at this point", fix=fix
         )
+
+
+def _plain_retriever(name: str) -> type[Retriever] | None:
+    """The retriever type of that name, when it needs no options."""
+    known = registry()
+    if name not in known.names("retriever"):
+        return None
+    cls = cast("type[Retriever]", known.get("retriever", name))
+    return None if any(option.required for option in options_of(cls).values()) else cls
 
 
 def make_plan(recipe: Recipe) -> Plan:
