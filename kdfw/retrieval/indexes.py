@@ -110,20 +110,25 @@ def nearest(queries: np.ndarray, vectors: Vectors, rows: range, depth: int, devi
 
 
 def _block_best(queries: np.ndarray, block: np.ndarray, depth: int, device: torch.device) -> Found:
-    if device.type == "cuda":  # plain float32 products: torch needs no GPU build of faiss for this
-        import torch
-
-        with torch.inference_mode():
-            there = torch.from_numpy(block).to(device)
-            tops = [
-                torch.topk(torch.from_numpy(queries[at : at + 1024]).to(device) @ there.T, depth, dim=1, sorted=False)
-                for at in range(0, len(queries), 1024)
-            ]
-            indices = torch.cat([top.indices for top in tops]).cpu().numpy()
-            return indices, torch.cat([top.values for top in tops]).cpu().numpy()
+    if device.type == "cuda":
+        return torch_best(queries, block, depth, device)
     faiss = load_faiss()
     scores, indices = faiss.knn(queries, block, depth, metric=faiss.METRIC_INNER_PRODUCT)
     return indices, scores
+
+
+def torch_best(queries: np.ndarray, block: np.ndarray, depth: int, device: torch.device) -> Found:
+    """The best `depth` rows of a block, unordered, by torch: exact search on a GPU needs no GPU build of faiss."""
+    import torch
+
+    with torch.inference_mode():
+        there = torch.tensor(block, device=device)
+        tops = [
+            torch.topk(torch.tensor(queries[at : at + 1024], device=device) @ there.T, depth, dim=1, sorted=False)
+            for at in range(0, len(queries), 1024)
+        ]
+        indices = torch.cat([top.indices for top in tops]).cpu().numpy()
+        return indices, torch.cat([top.values for top in tops]).cpu().numpy()
 
 
 def narrow(found: list[Found], want: int) -> Found:

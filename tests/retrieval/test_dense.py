@@ -139,6 +139,17 @@ class Numbers:
         return str(row)
 
 
+def test_the_search_of_gpus_finds_what_faiss_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    store, queries = clustered(tmp_path, 500, 16)
+    cpu = torch.device("cpu")
+    expected = indexes.in_order(nearest(queries, store, range(500), 7, cpu), Numbers(500), 7)
+    monkeypatch.setattr(indexes, "_block_best", indexes.torch_best)
+    found = indexes.in_order(nearest(queries, store, range(500), 7, cpu), Numbers(500), 7)
+    assert [rows.tolist() for rows, _ in found] == [rows.tolist() for rows, _ in expected]
+
+
 def test_an_index_by_name_and_with_options() -> None:
     adapter = TypeAdapter(IndexOptions)
     assert adapter.validate_python("flat") == Flat()
