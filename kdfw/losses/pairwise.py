@@ -169,7 +169,7 @@ class PairwiseHinge(DistillationLoss):
             return pair_mean(values, chosen)
         sums = values.masked_fill(~chosen, 0.0).sum((-2, -1))
         # the base class divides by num_items: undo it, so that the term is sum / pairs of the step
-        return sums * (batch.num_items / chosen.sum().clamp(min=1))
+        return sums * (batch.num_items / chosen.sum().clamp(min=1).to(sums.dtype))
 
     def forward(self, student: Signals, teachers: Sequence[Signals], batch: Batch, clock: Clock) -> LossTerms:
         if self.pairs == "positive" or self.target == "labels":
