@@ -46,7 +46,9 @@ def test_scifact_is_the_same_in_both_layouts(data_dir: Path, tmp_path: Path) -> 
     beir = ranking(Beir(folder=data_dir / "scifact" / "beir"), tmp_path)
     msmarco = ranking(MsMarco(folder=data_dir / "scifact" / "msmarco"), tmp_path)
     assert len(beir.corpus) == 5183
-    assert beir.corpus.fingerprint == msmarco.corpus.fingerprint
+    # a TSV line cannot hold the line ends that 1,083 of the abstracts contain: equal but for white space
+    for (id, text), (other_id, other) in zip(beir.corpus.iterate(), msmarco.corpus.iterate(), strict=True):
+        assert (id, " ".join(text.split())) == (other_id, " ".join(other.split()))
     assert list(beir.queries) == list(msmarco.queries) == ["train", "test"]
     for split, queries, judged in (("train", 809, 919), ("test", 300, 339)):
         texts = {id: text for id, text in beir.queries[split].iterate()}
