@@ -44,7 +44,7 @@ class HeadDistillation(Loss):
         reduction: over heads.
     """
 
-    paper = "Matsubara et al., Ensemble Transformer for Efficient and Accurate Ranking Tasks, arXiv:2201.05767"
+    paper = "arXiv:2201.05767"
 
     def __init__(
         self,

@@ -30,9 +30,7 @@ class AdversarialWeight(Schedule):
         *,
         start: Annotated[float, Field(ge=0, description="value until the ramp (a0)")] = 0.0,
         growth: Annotated[float, Field(ge=0, description="added in each epoch of the ramp (g)")] = 0.5,
-        begin: Annotated[
-            float, Field(ge=0, le=1, description="where it begins, as a share of all epochs")
-        ] = 0.25,
+        begin: Annotated[float, Field(ge=0, le=1, description="where it begins, as a share of all epochs")] = 0.25,
         end: Annotated[float, Field(ge=0, le=1, description="where it ends")] = 0.75,
     ) -> None:
         self.start = start

@@ -61,7 +61,7 @@ class SelfPacedDistillation(Loss):
         per_batch: one weight from the batch's mean loss, as in the present released code.
     """
 
-    paper = "arXiv:2206.11591"
+    paper = "arXiv:2208.13648"
 
     def __init__(
         self,

@@ -83,7 +83,7 @@ class DynamicDistillation(Loss):
             which shifts the columns of items whose positive the teacher does not rank first.
     """
 
-    paper = "Rao et al., Dynamic Contrastive Distillation for Image-Text Retrieval, IEEE TMM 2023"
+    paper = "arXiv:2207.01426"
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ def mean_teacher_kl(student: Tensor, teachers: Sequence[Tensor], mask: Tensor, t
 class MeanTeacherKL(Loss):
     """KL from the average of the teachers' softened distributions, instead of one term for each teacher."""
 
-    paper = "MTD4SemiRE, released variant"
+    paper = "arXiv:2112.01048, variant in the released code"
 
     def __init__(
         self, *, temperature: Annotated[Schedule | float, Field(description="divides all logits; > 0")] = 2.4
