@@ -65,7 +65,7 @@ class Windows:
         try:
             mark = json.loads(self._mark(number).read_text(encoding="utf-8"))
             good = bool(mark["digest"] == self.digest(number))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, EOFError, ValueError, KeyError, TypeError):
             good = False
         if good:
             self._checked.add(number)
@@ -122,10 +122,8 @@ class Vectors(Windows):
         rows = self.rows(number)
         assert vectors.shape[0] == len(rows)
         path = self.folder / "vectors.npy"
-        if not path.exists():
+        if not self._allocated(vectors.shape[1]):
             self._allocate(path, vectors.shape[1])
-        if vectors.shape[1] != self.width:
-            raise ArtifactError(f"{path}: holds vectors of width {self.width}, got {vectors.shape[1]}; delete it")
         offset = path.stat().st_size - self.num_rows * self.width * np.dtype(self.dtype).itemsize
         # written, not assigned through the map: on a full disk a map kills the process, a write raises
         with path.open("r+b") as stream:
@@ -139,12 +137,19 @@ class Vectors(Windows):
         rows = self.rows(number)
         return _digest([self.array[rows.start : rows.stop]])
 
+    def _allocated(self, width: int) -> bool:
+        """Whether the file is there and whole (its content may still be nothing)."""
+        try:
+            return self.array.shape == (self.num_rows, width) and self.array.dtype == np.dtype(self.dtype)
+        except (OSError, EOFError, ValueError):  # absent, or cut short
+            return False
+
     def _allocate(self, path: Path, width: int) -> None:
         from filelock import FileLock
 
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / "allocate.lock"):
-            if path.exists():
+            if self._allocated(width):
                 return
             temporary = path.with_suffix(".tmp")
             with temporary.open("wb") as stream:
@@ -152,7 +157,8 @@ class Vectors(Windows):
                 header = {"descr": np.dtype(self.dtype).str, "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(stream, header)
                 stream.truncate(stream.tell() + self.num_rows * width * np.dtype(self.dtype).itemsize)
-            os.replace(temporary, path)
+            os.replace(temporary, path)  # a damaged file goes, and with it all that was marked
+            self._mapped = None
 
 
 @dataclass(kw_only=True)

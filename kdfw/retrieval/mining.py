@@ -33,10 +33,12 @@ COUNTS = ("own", "positives", "window", "scores", "margin", "limit")
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Which of a query's results stay candidates, applied in the order of the fields."""
+    """Which of a query's results stay candidates, applied in the order of the fields.
+
+    Positives that are not dropped are no candidates: no other rule drops them or counts them.
+    """
 
     drop_positives: bool = True
-    include_positives: bool = False
     ranks: tuple[int, int] | None = None
     min_score: float | None = None
     max_score: float | None = None
@@ -61,23 +63,21 @@ class Rules:
 
         def drop(name: str, which: np.ndarray) -> None:
             which = which & stays
-            if self.include_positives:
-                which = which & ~positive
             dropped[name] = int(which.sum())
             stays[which] = False
 
         drop("positives", positive if self.drop_positives else np.zeros_like(positive))
+        candidate = ~positive
         if self.ranks is not None:
-            # positives that stay in the list do not count: the window is one of possible negatives
-            rank = np.cumsum(stays & ~(positive & self.include_positives))
-            drop("window", (rank < self.ranks[0]) | (rank > self.ranks[1]))
+            rank = np.cumsum(stays & candidate)
+            drop("window", candidate & ((rank < self.ranks[0]) | (rank > self.ranks[1])))
         low = -np.inf if self.min_score is None else self.min_score
         high = np.inf if self.max_score is None else self.max_score
-        drop("scores", (judged < low) | (judged > high))
+        drop("scores", candidate & ((judged < low) | (judged > high)))
         if self.margin is not None or self.relative_margin is not None:
-            drop("margin", ~positive & ~(judged <= self._highest(judged[positive])))
+            drop("margin", candidate & ~(judged <= self._highest(judged[positive])))
         if self.limit is not None:
-            drop("limit", np.cumsum(stays & ~(positive & self.include_positives)) > self.limit)
+            drop("limit", candidate & (np.cumsum(stays & candidate) > self.limit))
         return stays, dropped
 
     def _highest(self, positive_scores: np.ndarray) -> float:
@@ -137,9 +137,9 @@ class Mine(Stage):
         self.depth = depth
         self.min_grade = min_grade
         self.filter_model = filter_model
+        self.include_positives = include_positives
         self.rules = Rules(
             drop_positives=drop_positives and not include_positives,
-            include_positives=include_positives,
             ranks=ranks,
             min_score=min_score,
             max_score=max_score,
@@ -219,7 +219,7 @@ class Mine(Stage):
             wanted.append(labelled)
             counts["labelled"] += len(positives.get(query, ()))
             counts["found"] += int(np.isin(rows, labelled).sum())
-            if self.rules.include_positives or self.filter_model is not None:
+            if self.include_positives or self.filter_model is not None:
                 missing = [row for row in dict.fromkeys(labelled) if row not in set(rows.tolist())]
                 rows, scores = _at_the_end(rows, scores, missing)
             kept.append((rows, scores))

@@ -119,6 +119,15 @@ def test_a_damaged_window_is_found_and_encoded_again(tmp_path: Path) -> None:
     np.testing.assert_allclose(store.array, EXPECTED, atol=1e-6)
 
 
+@pytest.mark.parametrize("kept", [0, 60, 500])
+def test_a_file_cut_short_is_made_again(kept: int, tmp_path: Path) -> None:
+    store = encode_vectors("m", TEXTS, "passage", Context(tmp_path, models={"m": CharacterModel()}))
+    path = store.folder / "vectors.npy"
+    path.write_bytes(path.read_bytes()[:kept])
+    store = encode_vectors("m", TEXTS, "passage", Context(tmp_path, models={"m": CharacterModel()}))
+    np.testing.assert_allclose(store.array, EXPECTED, atol=1e-6)
+
+
 def test_two_processes_write_the_bytes_that_one_writes(tmp_path: Path) -> None:
     encode_vectors("m", TEXTS, "passage", Context(tmp_path / "one", models={"m": CharacterModel()}))
     counts = two_workers(lambda workers: shared(tmp_path / "two", workers))

@@ -71,6 +71,11 @@ def test_positives_may_stay_where_they_are_or_be_added(tmp_path: Path) -> None:
     assert (np.diff(scores) < 0).all() and scores[-1] == pytest.approx(2.0, abs=1e-5)
 
 
+def test_positives_that_stay_are_neither_dropped_nor_counted_by_other_rules(tmp_path: Path) -> None:
+    found = mine(tmp_path, drop_positives=False, ranks=(2, 9), max_score=7.0, limit=1)
+    assert found == {"q1": ["p1", "p3"], "q2": ["p5", "p7"], "q3": ["p2"]}
+
+
 def test_a_grade_decides_what_a_positive_is(tmp_path: Path) -> None:
     assert mine(tmp_path, min_grade=2)["q1"] == ["p0", "p1", "p2", "p3", "p4"]
 
