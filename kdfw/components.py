@@ -38,7 +38,7 @@ class Component:
     common: ClassVar[type | None] = None
     """Class whose constructor options every component of this kind also takes; built into `self.settings`."""
     settings: Any
-    type: str = ""
+    recipe_name: str = ""
     """The name it has in recipes; set when it is built from one."""
 
 

@@ -66,7 +66,7 @@ class Spec:
     def build(self) -> Any:
         """The component, with its nested components."""
         built = self.cls(**{name: _build(value) for name, value in self.options.items()})
-        built.type = self.name
+        built.recipe_name = self.name
         if self.cls.common is not None:
             built.settings = self.cls.common(**{name: _build(value) for name, value in self.common.items()})
         return built
@@ -183,6 +183,10 @@ def _metadata(field_definition: Any) -> list[Any]:
 
 def _split(annotation: Any) -> tuple[str, Any, Any]:
     """(container, inner annotation with its `Annotated`, stripped inner type)."""
+    parts = [part for part in typing.get_args(annotation) if part is not type(None)]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType) and len(parts) == 1:
+        # Python 3.10 turns `Annotated[X | None, ...] = None` into `Optional[Annotated[X | None, ...]]`
+        annotation = parts[0] if typing.get_origin(parts[0]) is Annotated else annotation
     outer = typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
     origin = typing.get_origin(outer)
     if origin in (typing.Union, types.UnionType):

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from kdfw.samplers.collate import collate, epoch_order, item_rng
 from kdfw.types import Batch, Clock
 
@@ -31,6 +33,7 @@ class Feed:
         self.settings = settings
         self.seed = seed
         self.ids = sampler.items()
+        self._last_order: tuple[int, np.ndarray] | None = None
         self.steps_per_epoch = -(-len(self.ids) // settings.batch_size)
         if settings.steps is not None:
             self.total_steps = settings.steps
@@ -64,13 +67,10 @@ class Feed:
             examples.append(example)
         return collate(examples, self.data.task, self.data)
 
-    def _order(self, epoch: int) -> Sequence[int]:
-        cached = getattr(self, "_last_order", None)
-        if cached is None or cached[0] != epoch:
-            cached = (epoch, epoch_order(len(self.ids), self.seed, epoch))
-            self._last_order = cached
-        order: Sequence[int] = cached[1]
-        return order
+    def _order(self, epoch: int) -> np.ndarray:
+        if self._last_order is None or self._last_order[0] != epoch:
+            self._last_order = (epoch, epoch_order(len(self.ids), self.seed, epoch))
+        return self._last_order[1]
 
     def ahead(self, start: int) -> Iterator[tuple[int, Batch]]:
         """(step, batch) from `start` to the last step, made in a thread while the caller trains."""

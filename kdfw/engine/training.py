@@ -429,9 +429,9 @@ class Trainer:
         parts = self._split(batch) if self.settings.accumulate > 1 else [batch]
         values: dict[str, float] = {}
         for part_number, part in enumerate(parts):
-            found = self.backward(part, clock, scale=1.0 / len(parts), part=part_number)
-            for name, value in found.items():
-                values[name] = values.get(name, 0.0) + value / len(parts)
+            share = len(part) / len(batch)
+            for name, value in self.backward(part, clock, scale=share, part=part_number).items():
+                values[name] = values.get(name, 0.0) + value * share
         if not math.isfinite(values["loss"]):
             return self._not_finite(batch, clock, values)
         for name, model in self.models.items():
@@ -537,7 +537,7 @@ class Trainer:
         return total, values
 
     def _loss_name(self, number: int) -> str:
-        types = [loss.type or type(loss).__name__ for loss in self.stage.losses]
+        types = [loss.recipe_name or type(loss).__name__ for loss in self.stage.losses]
         name = types[number]
         return name if types.count(name) == 1 else f"{name}-{number}"
 
@@ -677,8 +677,8 @@ class Trainer:
 
         before: dict[int, Any] = {}
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                before[number] = signal.signal(number, ask)
+            for wanted in (signal.SIGINT, signal.SIGTERM):
+                before[wanted] = signal.signal(wanted, ask)
         except ValueError:  # not in the main thread: the caller's handlers stay
             pass
         try:
