@@ -129,7 +129,7 @@ def _all() -> dict[str, Benchmark]:
                 task="answers",
                 measures=("accuracy@1", "accuracy@5", "accuracy@20", "accuracy@100"),
                 convention="share of questions with a top-k passage that holds an answer as a run of tokens, "
-                "case and accents ignored (arXiv:2004.04906)",
+                "case ignored (arXiv:2004.04906)",
                 files=("psgs_w100.tsv", f"{name}-test.qa.csv"),
             )
         )
