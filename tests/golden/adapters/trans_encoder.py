@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cosine_similarity
 
+from kdfw.evaluation.tasks import spearman
 from kdfw.losses.bce import binary_cross_entropy
 from kdfw.losses.mse import score_mse
 from kdfw_plugins.trans_encoder.pseudo_labels import labels_from_bi, labels_from_cross
@@ -33,10 +34,8 @@ def cross_to_bi_mse(case: Any) -> Mapping[str, Any]:
 
 
 def sts_spearman(case: Any) -> Mapping[str, Any]:
-    from kdfw.evaluation.correlation import spearman
-
     scores = labels_from_bi(case.tensor("emb_first")[None], case.tensor("emb_second")[None])
-    return {"spearman": spearman(scores.numpy(), case.tensor("gold").numpy())}
+    return {"spearman": spearman(scores.numpy(), case.tensor("gold").numpy()) / 100}
 
 
 def stage_schedule(case: Any) -> Mapping[str, Any]:
