@@ -14,7 +14,7 @@ import numpy as np
 
 from kdfw.errors import DataError, one_of
 from kdfw.evaluation.significance import holm, interval, paired
-from kdfw.evaluation.table import Style, grid, number
+from kdfw.evaluation.table import Style, grid, number, read_result
 from kdfw.types import Qrels
 
 Values = dict[str, dict[str, float]]
@@ -75,9 +75,7 @@ def _stage_systems(stage: Path, root: Path, file: Path | None = None) -> list[Co
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             expected = '{"query": id, "system": name, measure: number}'
             raise DataError(f"{file}:{line_number}: not a per-query line ({error}); expected {expected}") from error
-    facts: dict[str, Any] = {}
-    if (stage / "measures.json").is_file():
-        facts = json.loads((stage / "measures.json").read_text(encoding="utf-8")).get("systems", {})
+    facts = (read_result(stage) or {}).get("systems", {})
     label = "" if root == stage else f"{root.name}/"
     return [Compared(name=label + name, seeds=[values], facts=facts.get(name, {})) for name, values in systems.items()]
 

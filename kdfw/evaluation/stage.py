@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kdfw.errors import Problem
     from kdfw.types import Qrels
 
+TIMING = ("seconds", "queries_per_second", "items_per_second")
 RANKING_MEASURES = ("nDCG@10", "RR@10", "R@100", "AP")
 
 
@@ -264,6 +265,12 @@ class Evaluate(Stage):
             corrected = holm([result.randomisation for result in results])
             for name, result, p_value in zip(others, results, corrected, strict=True):
                 compared[name][measure] = {**dataclasses.asdict(result), "holm": p_value}
+        # speed differs from run to run; everything else is the same bytes when the stage is done again
+        timing = {
+            name: {key: system.facts.pop(key) for key in TIMING if key in system.facts}
+            for name, system in found.items()
+        }
+        write_json(context.folder / "timing.json", timing)
         write_json(
             context.folder / "measures.json",
             {

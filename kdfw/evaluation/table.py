@@ -12,15 +12,30 @@ from kdfw.errors import DataError
 Style = Literal["text", "markdown", "latex"]
 
 
-def measures_table(folder: Path) -> str:
-    """The result of an `evaluate` stage as text; empty for a folder without one. `*`: Holm-corrected p < 0.05."""
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """What an `evaluate` stage found (`measures.json`), with the speed of each system; None for another folder.
+
+    Raises: DataError for a damaged file.
+    """
     path = folder / "measures.json"
     if not path.is_file():
-        return ""
+        return None
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}; run the stage again") from error
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        timing = folder / "timing.json"
+        if timing.is_file():
+            for name, facts in json.loads(timing.read_text(encoding="utf-8")).items():
+                result["systems"][name] |= facts
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged: {error}; run the stage again") from error
+    return result
+
+
+def measures_table(folder: Path) -> str:
+    """The result of an `evaluate` stage as text; empty for a folder without one. `*`: Holm-corrected p < 0.05."""
+    result = read_result(folder)
+    if result is None:
+        return ""
     rows = []
     for name in result.get("order", list(result["systems"])):
         system = result["systems"][name]

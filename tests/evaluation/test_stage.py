@@ -1,0 +1,62 @@
+"""The stage `evaluate` on real files: full retrieval, re-ranking, other tasks; what it writes is what files measure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import write_beir, write_bert
+
+from kdfw.evaluation.api import evaluate
+from kdfw.evaluation.table import measures_table
+
+
+def write_recipe(folder: Path, stages: str, data: str = "") -> Path:
+    base = write_bert(folder / "bert")
+    data = data or f"{{type: beir, folder: {write_beir(folder / 'beir')}}}"
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        f"kdfw: 1\nname: tiny\nseed: 1\nprecision: fp32\ndata: {data}\n"
+        f"models:\n  small: {{type: bi-encoder, base: {base}, max_passage_tokens: 32, max_query_tokens: 16}}\n"
+        f"  cross: {{type: cross-encoder, base: {base}, max_pair_tokens: 48}}\n"
+        f"stages:\n{stages}"
+    )
+    return recipe
+
+
+@pytest.fixture
+def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    from kdfw.engine.api import run
+
+    monkeypatch.setattr("kdfw.engine.run._report", lambda out: None)  # the report has tests of its own
+    stages = (
+        "  - {name: found, type: mine, retriever: bm25, depth: 10, split: test, drop_positives: false}\n"
+        "  - {name: full, type: evaluate, models: [small], against: [bm25], measures: [nDCG@10, RR@10], depth: 20}\n"
+        "  - {name: again, type: evaluate, models: [small, cross], candidates: found, measures: [RR@10]}\n"
+    )
+    run(write_recipe(tmp_path, stages), out=tmp_path / "out", cache=tmp_path / "cache")
+    return tmp_path / "out"
+
+
+def test_full_retrieval_and_reranking(finished: Path, tmp_path: Path) -> None:
+    full = next(finished.glob("stages/*full"))
+    result = json.loads((full / "measures.json").read_text())
+    assert result["order"] == ["bm25", "small"] and result["baseline"] == "bm25"
+    assert result["systems"]["small"]["setting"] == "full retrieval"
+    assert result["systems"]["small"]["parameters"] > 0
+    for name, system in result["systems"].items():
+        found = evaluate(full / f"run.{name}.trec", tmp_path / "beir/qrels/test.tsv", result["measures"])
+        assert found.measures == pytest.approx(system["measures"], abs=1e-12)
+        assert found.depth == system["depth"] <= 20
+    lines = [json.loads(line) for line in (full / "per_query.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * result["queries"] == 12
+    mean = sum(line["RR@10"] for line in lines if line["system"] == "bm25") / 6
+    assert mean == pytest.approx(result["systems"]["bm25"]["measures"]["RR@10"])
+    assert result["systems"]["bm25"]["measures"]["RR@10"] > 0.5  # queries are words of their passage
+    against = result["systems"]["small"]["against_baseline"]["RR@10"]
+    assert against["wins"] + against["ties"] + against["losses"] == 6
+    assert "full retrieval" in measures_table(full)
+    again = json.loads((next(finished.glob("stages/*again")) / "measures.json").read_text())
+    assert again["systems"]["cross"]["setting"] == "re-ranking of found"
+    assert again["systems"]["cross"]["depth"] <= 10
