@@ -60,3 +60,23 @@ def test_full_retrieval_and_reranking(finished: Path, tmp_path: Path) -> None:
     again = json.loads((next(finished.glob("stages/*again")) / "measures.json").read_text())
     assert again["systems"]["cross"]["setting"] == "re-ranking of found"
     assert again["systems"]["cross"]["depth"] <= 10
+
+
+def test_sentence_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scipy.stats import spearmanr
+
+    from kdfw.engine.api import run
+
+    monkeypatch.setattr("kdfw.engine.run._report", lambda out: None)
+    pairs = [(1, "water stone", "river bridge"), (4, "water", "water"), (2, "light", "engine"), (0, "cache", "index")]
+    (tmp_path / "pairs.tsv").write_text("".join("\t".join(map(str, pair)) + "\n" for pair in pairs))
+    data = f"{{type: tsv-pairs, files: {{test: {tmp_path / 'pairs.tsv'}}}}}"
+    stages = "  - {name: test, type: evaluate, models: [small, cross]}\n"
+    run(write_recipe(tmp_path, stages, data), out=tmp_path / "out", cache=tmp_path / "cache")
+    stage = next((tmp_path / "out").glob("stages/*test"))
+    result = json.loads((stage / "measures.json").read_text())
+    lines = [json.loads(line) for line in (stage / "per_query.jsonl").read_text().splitlines()]
+    scores = [line["score"] for line in lines if line["system"] == "small"]
+    expected = 100 * spearmanr(scores, [pair[0] for pair in pairs]).statistic
+    assert result["systems"]["small"]["measures"]["spearman"] == pytest.approx(expected)
+    assert result["queries"] == 4 and result["order"] == ["small", "cross"]
