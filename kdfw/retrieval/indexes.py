@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 TIES = 16
 """Asked for beyond the wanted depth, so that equal scores at the cut are ordered by id, not by where they stand."""
 BLOCK_ROWS = 262_144
-"""Vectors searched at once; a multiple of the 1,024 rows that faiss multiplies at once, so cuts change no bit."""
+"""Vectors copied and searched at once; a multiple of the 1,024 rows that faiss multiplies at once, so cuts change no
+bit. Vectors that are searched where they are mapped, without a copy, come four times as many."""
 
 
 class _Options(BaseModel):
@@ -100,8 +101,9 @@ def nearest(queries: np.ndarray, vectors: Vectors, rows: range, depth: int, devi
     """
     want = depth + TIES
     found: list[Found] = []
-    for begin in range(rows.start, rows.stop, BLOCK_ROWS):
-        block = vectors.block(begin, min(begin + BLOCK_ROWS, rows.stop))
+    size = BLOCK_ROWS * (4 if vectors.dtype == "float32" and device.type == "cpu" else 1)
+    for begin in range(rows.start, rows.stop, size):
+        block = vectors.block(begin, min(begin + size, rows.stop))
         best, scores = _block_best(queries, block, min(want, len(block)), device)
         found.append((np.where(best >= 0, best + begin, -1), scores))
         if len(found) == 8:
@@ -219,8 +221,16 @@ class Approximate:
 
 def in_order(found: Found, corpus: TextSource, depth: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Per query the best `depth`, in order."""
+    order = np.argsort(-found[1], axis=1)
+    rows, scores = np.take_along_axis(found[0], order, 1), np.take_along_axis(found[1], order, 1)
+    real = rows >= 0
+    falling = np.diff(scores, axis=1) < 0
+    plain = np.logical_and(real.all(axis=1), falling.all(axis=1))
     lists = []
-    for rows, scores in zip(*found, strict=True):
-        real = rows >= 0
-        lists.append(ranked(rows[real], scores[real], corpus, depth))
+    for query in range(len(rows)):
+        if plain[query]:  # no ties: sorted is all there is to do
+            lists.append((rows[query, :depth], scores[query, :depth]))
+        else:
+            some = real[query]
+            lists.append(ranked(rows[query, some], scores[query, some], corpus, depth))
     return lists

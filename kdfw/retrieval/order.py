@@ -30,10 +30,9 @@ def ranked(
     order = np.argsort(-scores, kind="stable")
     rows, scores = rows[order], scores[order]
     new = np.flatnonzero(np.concatenate(([True], scores[1:] != scores[:-1], [True])))
-    for begin, end in zip(new[:-1], new[1:], strict=True):
-        if end - begin > 1:
-            tied = sorted(rows[begin:end].tolist(), key=corpus.id, reverse=True)
-            rows[begin:end] = tied
+    for group in np.flatnonzero(np.diff(new) > 1):
+        tied = slice(new[group], new[group + 1])
+        rows[tied] = sorted(rows[tied].tolist(), key=corpus.id, reverse=True)
     return rows[:depth], scores[:depth]
 
 
