@@ -133,7 +133,7 @@ def load_transformer(
         check_folder(source, allow_remote_code)
     try:
         with quiet():
-            return getattr(transformers, auto).from_pretrained(
+            model = getattr(transformers, auto).from_pretrained(
                 str(source),
                 revision=revision or "main",
                 trust_remote_code=allow_remote_code,
@@ -144,6 +144,19 @@ def load_transformer(
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"base: cannot load {str(source)!r} as {auto}: {first}") from error
+    align(model)
+    return model
+
+
+def align(model: nn.Module) -> None:
+    """Parameters in memory of torch's own, not where they lie in the mapped file.
+
+    Matrix products choose their path by alignment: without this the same weights give other last bits when they come
+    from another file.
+    """
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
 
 
 def save_transformer(model: Any, folder: Path) -> None:
