@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kdfw.components import Stage
+from kdfw.components import Method
 from kdfw.hookspecs import hookimpl
-from kdfw_plugins.prod.stage import SelectQueries
+from kdfw_plugins.prod.method import Prod
 
 
 @hookimpl
-def kdfw_stages() -> Mapping[str, type[Stage]]:
-    return {"prod-select": SelectQueries}
+def kdfw_methods() -> Mapping[str, type[Method]]:
+    return {"prod": Prod}

@@ -1,8 +1,7 @@
 """Invariants of PROD (arXiv:2209.13335)."""
 
+import math
 from functools import partial
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdfw.data.ranking import Ranking
-from kdfw.data.sets import RankingData
-from kdfw.errors import DataError
+from kdfw.retrieval.filter import Filter
 from kdfw_plugins.prod.losses import stage_losses
+from kdfw_plugins.prod.method import Prod
 from kdfw_plugins.prod.selection import (
     first_rank,
     negative_pool,
@@ -21,7 +19,6 @@ from kdfw_plugins.prod.selection import (
     teacher_ahead,
     teacher_right_student_nearly,
 )
-from kdfw_plugins.prod.stage import SelectQueries
 
 ranks = st.one_of(st.none(), st.integers(1, 40))
 
@@ -75,46 +72,38 @@ def test_negatives_of_a_kept_query_hold_everything_ranked_above_its_positive() -
     assert select_queries(student, teacher, lambda query: {7}, everything) == list(student)
 
 
-class Corpus:
-    def id(self, row: int) -> str:
-        return f"p{row}"
+@settings(max_examples=100)
+@given(ranks, ranks)
+def test_the_core_filter_keeps_what_the_rules_keep(student: int | None, teacher: int | None) -> None:
+    own, other = (math.inf if rank is None else float(rank) for rank in (student, teacher))
+    passages = Filter(of="search", scores="scores", ranks=(2, 15), score_ranks=(1, 1))
+    assert passages.wanted(own, other) == teacher_right_student_nearly(student, teacher)
+    answers = Filter(of="search", scores="scores", score_ranks=(1, 15), improves=True)
+    assert answers.wanted(own, other) == teacher_ahead(student, teacher)
 
 
-def stage(folder: Path, teacher: dict[str, list[float]], **options: Any) -> Any:
-    """Three queries with four passages each; `teacher` holds the scores of p0 to p3."""
-    lists = {"a": [1, 0, 2, 3], "b": [0, 1, 2, 3], "c": [3, 2, 1, 0]}
-    searched = Ranking.from_lists((q, np.asarray(rows), -np.arange(4.0)) for q, rows in lists.items())
-    scored = Ranking.from_lists(
-        (q, np.asarray(lists[q]), np.asarray([teacher[q][row] for row in lists[q]])) for q in lists if q in teacher
-    )
-    qrels = {"train": {query: {"p0": 1} for query in lists}}
-    corpus: Any = Corpus()
-    data = RankingData(name="tiny", fingerprint="", corpus=corpus, queries={}, qrels=qrels)
-    told: dict[str, int] = {}
-    context: Any = SimpleNamespace(
-        folder=folder,
-        data=lambda name=None: data,
-        candidates=lambda name: searched,
-        scores=lambda name: scored,
-        summary=told.update,
-    )
-    SelectQueries(of="searched", scores="scored", **options).run(context)
-    return Ranking.load(folder), told
+def by_name(**options: Any) -> dict[str, dict[str, Any]]:
+    return {stage["name"]: stage for stage in Prod(**options).expand({})}
 
 
-def test_the_stage_writes_the_lists_of_kept_queries(tmp_path: Path) -> None:
-    # a: student 2nd, teacher 1st. b: student 1st already. c: student 4th, teacher 2nd.
-    teacher = {"a": [9.0, 1.0, 2.0, 3.0], "b": [9.0, 1.0, 2.0, 3.0], "c": [5.0, 1.0, 2.0, 7.0]}
-    kept, told = stage(tmp_path / "one", teacher)
-    assert kept.query_ids == ("a",) and kept.of(0)[0].tolist() == [1, 0, 2, 3]
-    assert told == {"queries": 3, "kept": 1}
-    ahead, _ = stage(tmp_path / "two", teacher, rule="teacher-ahead")
-    assert ahead.query_ids == ("a", "c")
+def test_the_plan_has_teachers_in_order_and_one_copy_for_each_stage() -> None:
+    stages = by_name(rounds=2)
+    assert list(stages) == [
+        *("refresh-0", "warm-student", "warm-teacher", "refresh-1", "continued-student", "continued-teacher"),
+        *("distil-1", "refresh-2", "ranker-1", "distil-2", "refresh-3", "ranker-2", "distil-3"),
+        *("search-1", "scores-1", "select-1", "round-1", "search-2", "scores-2", "select-2", "round-2"),
+    ]
+    assert stages["distil-1"]["teachers"] == ["continued-teacher"]
+    assert stages["distil-2"]["teachers"] == ["ranker-1", "frozen"]
+    assert stages["distil-3"]["teachers"] == ["ranker-2", "frozen"]
+    assert stages["round-2"]["teachers"] == ["ranker-2", "frozen"] and stages["round-2"]["student"] == "round-1"
+    assert stages["refresh-2"]["retriever"]["model"] == "continued-teacher"
+    assert stages["refresh-3"]["retriever"]["model"] == "distil-2"
+    assert stages["round-1"]["sampler"]["draw"] == "top" and stages["distil-3"]["sampler"]["draw"] == "random"
+    assert [len(stages[name]["losses"]) for name in ("distil-1", "distil-2", "round-1")] == [2, 3, 3]
 
 
-def test_the_stage_says_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="'b' was searched and not scored"):
-        stage(tmp_path, {"a": [9.0, 1.0, 2.0, 3.0]})
-    same = {query: [0.0, 1.0, 2.0, 3.0] for query in "abc"}
-    with pytest.raises(DataError, match="none of 3 queries is kept"):
-        stage(tmp_path, same)
+def test_the_number_and_depth_of_teachers_and_rounds_are_the_recipes() -> None:
+    stages = by_name(rankers=["only"], rounds=0, distil_train={"epochs": 1})
+    assert list(stages)[-1] == "distil-2" and stages["ranker-1"]["student"] == "only"
+    assert "steps" not in stages["distil-2"]["train"] and stages["distil-2"]["train"]["epochs"] == 1

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdfw.errors import ConfigError
 from kdfw.losses.bce import binary_cross_entropy
+from kdfw.losses.mse import score_mse
+from kdfw_plugins.trans_encoder.method import TransEncoder
 from kdfw_plugins.trans_encoder.pseudo_labels import labels_from_bi, labels_from_cross
 from kdfw_plugins.trans_encoder.steps import learning_rate, stage_steps
 
@@ -48,3 +51,34 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
     assert rates[0] == 0.0 and rates[7] == pytest.approx(2e-5) and rates[63] == 0.0
     assert rates[:8] == sorted(rates[:8]) and rates[7:] == sorted(rates[7:], reverse=True)
     assert learning_rate(0, 80, 0, 5e-5) == 5e-5
+
+
+def test_students_start_anew_and_learn_from_the_latest_teachers() -> None:
+    stages = {stage["name"]: stage for stage in TransEncoder(cycles=2).expand({})}
+    assert list(stages) == ["cross-1", "bi-1", "cross-2", "bi-2"]
+    assert [stages[name]["teachers"] for name in stages] == [["bi"], ["cross-1"], ["bi-1"], ["cross-2"]]
+    assert [stages[name]["student"] for name in stages] == ["cross", "bi", "cross", "bi"]
+    assert [stages[name]["sampler"]["symmetric"] for name in stages] == [True, False, True, False]
+    going_on = {stage["name"]: stage for stage in TransEncoder(cycles=2, continue_weights=True).expand({})}
+    assert going_on["cross-2"]["student"] == "cross-1" and going_on["bi-2"]["student"] == "bi-1"
+
+
+def test_two_lines_teach_each_other() -> None:
+    stages = {stage["name"]: stage for stage in TransEncoder(bi=["a", "b"], cross=["c", "d"], cycles=1).expand({})}
+    assert list(stages) == ["cross-1-1", "cross-1-2", "bi-1-1", "bi-1-2"]
+    assert stages["cross-1-2"]["student"] == "d" and stages["cross-1-2"]["teachers"] == ["a", "b"]
+    assert stages["bi-1-1"]["teachers"] == ["cross-1-1", "cross-1-2"]
+    with pytest.raises(ConfigError, match="one of each a line"):
+        TransEncoder(bi=["a", "b"])
+
+
+@pytest.mark.parametrize("kind", ["bce", "mse"])
+def test_a_mean_of_losses_has_the_gradient_of_the_mean_label(kind: str) -> None:
+    student, labels = normal(6, 1).requires_grad_(), normal(2, 6, 1, seed=1)
+    everything = torch.ones(6, 1, dtype=torch.bool)
+    value = binary_cross_entropy if kind == "bce" else score_mse
+    apart = torch.stack([value(student, label, everything) for label in labels]).mean()
+    joint = value(student, labels.mean(0), everything).mean()
+    gradients = [torch.autograd.grad(one, student)[0] for one in (apart, joint)]
+    assert torch.allclose(*gradients)
+    assert torch.allclose(apart, joint) is (kind == "bce")
