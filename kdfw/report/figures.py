@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from kdfw.report.html import Markup, element, join
-from kdfw.report.numbers import short
+from kdfw.report.numbers import count, short
 
 WIDTH, HEIGHT = 520, 260
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 40
@@ -59,7 +59,7 @@ class _Frame:
     def py(self, y: float) -> float:
         return self.height - BOTTOM - (y - self.y[0]) / (self.y[1] - self.y[0]) * (self.height - TOP - BOTTOM)
 
-    def axes(self, x_label: str, y_label: str) -> Markup:
+    def axes(self, x_label: str) -> Markup:
         parts: list[Markup] = []
         bottom = self.height - BOTTOM
         for tick in ticks(*self.y):
@@ -69,12 +69,10 @@ class _Frame:
         for tick in self._x_ticks():
             x = _round(self.px(tick))
             parts.append(element("line", class_="grid", x1=x, x2=x, y1=bottom, y2=bottom + 4))
-            parts.append(element("text", short(tick), class_="tick", x=x, y=bottom + 17, text_anchor="middle"))
+            parts.append(element("text", _tick(tick), class_="tick", x=x, y=bottom + 17, text_anchor="middle"))
         middle = (LEFT + WIDTH - RIGHT) / 2
         parts.append(element("line", class_="axis", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom))
         parts.append(element("text", x_label, class_="label", x=middle, y=self.height - 6, text_anchor="middle"))
-        if y_label:
-            parts.append(element("text", y_label, class_="label", x=4, y=TOP + 2))
         return join(parts)
 
     def _x_ticks(self) -> list[float]:
@@ -82,11 +80,16 @@ class _Frame:
             return ticks(*self.x, wanted=6)
         found = []
         for power in range(math.floor(self.x[0]), math.ceil(self.x[1]) + 1):
-            for factor in (1, 2, 5) if self.x[1] - self.x[0] < 2.5 else (1,):
+            for factor in self._factors():
                 value = factor * 10.0**power
                 if self.x[0] <= math.log10(value) <= self.x[1]:
                     found.append(value)
         return found
+
+    def _factors(self) -> tuple[float, ...]:
+        """Which multiples of a power of ten are marked on a logarithmic axis of this length."""
+        decades = self.x[1] - self.x[0]
+        return (1, 1.5, 2, 3, 4, 5, 7) if decades < 1.2 else (1, 2, 5) if decades < 2.5 else (1,)
 
 
 def _span(values: Sequence[float], margin: float) -> tuple[float, float]:
@@ -95,6 +98,10 @@ def _span(values: Sequence[float], margin: float) -> tuple[float, float]:
         room = abs(low) * 0.1 or 1.0
         return low - room, high + room
     return low - (high - low) * margin, high + (high - low) * margin
+
+
+def _tick(value: float) -> str:
+    return count(value).replace(".0", "") if value >= 10_000 else short(value)
 
 
 def _round(value: float) -> float:
@@ -139,7 +146,7 @@ def lines(title: str, series: Series, x_label: str = "step") -> Markup:
         path = " ".join(f"{_round(frame.px(x))},{_round(frame.py(y))}" for x, y in kept)
         if len(kept) > 1:
             drawn.append(element("polyline", points=path, class_=f"line {_style(number)}"))
-        if len(kept) <= 40:
+        if len(kept) <= 16:
             for x, y in kept:
                 point = element("title", f"{x_label} {short(x)}: {short(y)}")
                 drawn.append(
@@ -153,40 +160,43 @@ def lines(title: str, series: Series, x_label: str = "step") -> Markup:
                     )
                 )
     words = "; ".join(f"{name} from {short(points[0][1])} to {short(points[-1][1])}" for name, points in shown.items())
-    figure = _svg(title, words, join([frame.axes(x_label, ""), *drawn]))
-    caption = element(
-        "figcaption", element("strong", title), legend(list(shown)) if len(shown) > 1 or title not in shown else None
-    )
+    figure = _svg(title, words, join([frame.axes(x_label), *drawn]))
+    named = [name.lower() for name in shown] != [title.lower()]
+    caption = element("figcaption", element("strong", title), legend(list(shown)) if named else None)
     return element("figure", caption, figure, class_="chart")
 
 
-def scatter(title: str, points: Mapping[str, tuple[float, float]], x_label: str, y_label: str) -> Markup:
-    """Named points, the x axis logarithmic; empty markup for fewer than two."""
+def scatter(
+    title: str, points: Mapping[str, tuple[float, float]], x_label: str, marked: Collection[str] = ()
+) -> Markup:
+    """Named points, the x axis logarithmic, those in `marked` set apart; empty markup for fewer than two."""
     usable = {name: point for name, point in points.items() if point[0] > 0}
     if len(usable) < 2:
         return Markup("")
     frame = _Frame([x for x, _ in usable.values()], [y for _, y in usable.values()], log_x=True)
     drawn: list[Markup] = []
     taken: list[tuple[float, float]] = []
-    for number, (name, (x, y)) in enumerate(sorted(usable.items(), key=lambda item: -item[1][1])):
+    for name, (x, y) in sorted(usable.items(), key=lambda item: -item[1][1]):
         left, top = frame.px(x), frame.py(y)
-        # a label goes to the side with room, and below the one it would cover
+        # a label goes to the side with room, and below one it would cover
         before = left > (LEFT + WIDTH - RIGHT) / 2
         line = top + 4
         while any(abs(line - other) < 13 and abs(left - at) < 170 for at, other in taken):
             line += 13
         taken.append((left, line))
-        drawn.append(element("circle", element("title", f"{name}: {y_label} {short(y)}, {x_label} {short(x)}"),
-                             cx=_round(left), cy=_round(top), r=5, class_=f"dot {_style(number)}"))  # fmt: skip
-        drawn.append(element("text", name if len(name) <= 28 else name[:27] + "…", class_="name",
-                             x=_round(left - 9 if before else left + 9), y=_round(line),
-                             text_anchor="end" if before else "start"))  # fmt: skip
-    words = "; ".join(f"{name}: {short(y)} at {short(x)}" for name, (x, y) in usable.items())
+        kind, radius = ("s1", 6.5) if name in marked else ("s0", 5.0)
+        words = element("title", f"{name}: {short(y)} at {short(x)}")
+        drawn.append(element("circle", words, cx=_round(left), cy=_round(top), r=radius, class_=f"dot {kind}"))
+        anchor, at = ("end", left - 10) if before else ("start", left + 10)
+        label = name if len(name) <= 28 else name[:27] + "…"
+        style = "name marked" if name in marked else "name"
+        drawn.append(element("text", label, class_=style, x=_round(at), y=_round(line), text_anchor=anchor))
+    described = "; ".join(f"{name}: {short(y)} at {short(x)}" for name, (x, y) in usable.items())
     caption = element("figcaption", element("strong", title))
-    return element("figure", caption, _svg(title, words, join([frame.axes(x_label, y_label), *drawn])), class_="chart")
+    return element("figure", caption, _svg(title, described, join([frame.axes(x_label), *drawn])), class_="chart")
 
 
-def sorted_bars(title: str, values: Sequence[float], x_label: str, y_label: str, description: str) -> Markup:
+def sorted_bars(title: str, values: Sequence[float], x_label: str, description: str) -> Markup:
     """One bar a value, in the order given, above or below zero; empty markup when there are none."""
     if not values:
         return Markup("")
@@ -207,5 +217,5 @@ def sorted_bars(title: str, values: Sequence[float], x_label: str, y_label: str,
         drawn.append(element("rect", x=left, y=_round(top), width=width, height=_round(max(tall, 0.8)), class_=kind))
     drawn.append(element("line", class_="axis", x1=LEFT, x2=WIDTH - RIGHT, y1=_round(zero), y2=_round(zero)))
     caption = element("figcaption", element("strong", title), element("span", description, class_="note"))
-    body = join([frame.axes(x_label, y_label), *drawn])
+    body = join([frame.axes(x_label), *drawn])
     return element("figure", caption, _svg(title, description, body, 220), class_="chart")

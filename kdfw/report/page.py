@@ -138,9 +138,14 @@ def _section(key: str, title: str, content: Child) -> Markup:
 
 
 def table(
-    caption: str, head: Sequence[str], rows: Sequence[Sequence[Child | Cell]], *, text_columns: int = 1, sortable: bool = True,
+    caption: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[Child | Cell]],
+    *,
+    text_columns: int = 1,
+    sortable: bool = True,
     search: str = "",
-) -> Markup:  # fmt: skip
+) -> Markup:
     """A semantic table: caption, column headings with sort buttons, row headings.
 
     Args:
@@ -209,7 +214,7 @@ def _results(run: RunView) -> Iterator[Child]:
         assert stage.evaluation is not None
         yield element("h3", stage.name) if len(stages) > 1 else None
         yield result_table(stage.evaluation)
-        yield element("div", _quality_charts(stage.evaluation), class_="charts")
+        yield element("div", _quality_charts(stage.evaluation, trained_systems(run, stage.evaluation)), class_="charts")
         yield _against_table(stage.evaluation)
 
 
@@ -306,7 +311,11 @@ def result_table(found: Evaluation) -> Markup:
         )
         if any(as_number(system.facts.get(key)) is not None for system in found.systems)
     ]
-    settings = any(isinstance(system.facts.get("setting"), str) for system in found.systems)
+    settings = [str(system.facts.get("setting", "")) for system in found.systems]
+    alike = len(set(settings)) == 1
+    depths = {as_number(system.facts.get("depth")) for system in found.systems}
+    if len(depths) == 1:
+        facts = [fact for fact in facts if fact[1] != "depth"]
     best = {m: max((s.measures[m] for s in found.systems if m in s.measures), default=None) for m in found.measures}
     rows = []
     for system in found.systems:
@@ -315,11 +324,15 @@ def result_table(found: Evaluation) -> Markup:
         for _, key, write in facts:
             value = as_number(system.facts.get(key))
             row.append(Cell("" if value is None else write(value), value))
-        if settings:
+        if not alike:
             row.append(str(system.facts.get("setting", "")))
         rows.append(row)
-    head = ["system", *found.measures, *(label for label, _, _ in facts), *(["setting"] if settings else [])]
+    head = ["system", *found.measures, *(label for label, _, _ in facts), *([] if alike else ["setting"])]
     caption = f"{_items(found)} of the split {found.split or '?'}."
+    depth = depths.pop() if len(depths) == 1 else None
+    shared = [settings[0] if alike and settings else "", f"depth {count(depth)}" if depth is not None else ""]
+    if any(shared):
+        caption += f" All systems: {', '.join(filter(None, shared))}."
     if any(system.against for system in found.systems):
         caption += f" * differs from {found.baseline}: paired randomisation test, Holm-corrected p < {SIGNIFICANT}."
     return table(caption, head, rows)
@@ -339,7 +352,7 @@ def _measure_cell(system: System, name: str, best: float | None) -> Cell:
     return Cell([shown, star], value)
 
 
-def _quality_charts(found: Evaluation) -> Child:
+def _quality_charts(found: Evaluation, marked: Sequence[str]) -> Child:
     if not found.measures:
         return None
     name = found.measures[0]
@@ -354,7 +367,7 @@ def _quality_charts(found: Evaluation) -> Child:
             for system in found.systems
             if (x := as_number(system.facts.get(key))) and name in system.measures
         }
-        charts.append(figures.scatter(f"{name} against {words}", points, f"{words} (log scale)", name))
+        charts.append(figures.scatter(f"{name} against {words}", points, f"{words} (log scale)", marked))
     return [chart for chart in charts if chart]
 
 
@@ -582,7 +595,7 @@ def _gain_chart(found: Evaluation, system: str, name: str) -> Markup:
     better, worse = sum(value > 1e-9 for value in values), sum(value < -1e-9 for value in values)
     words = f"{better} better, {len(values) - better - worse} equal, {worse} worse"
     title = f"{system} minus {found.baseline}, {name} by query"
-    return figures.sorted_bars(title, values, "queries, greatest gain first", "gain", words)
+    return figures.sorted_bars(title, values, "queries, greatest gain first", words)
 
 
 def _query_table(found: Evaluation, subject: str, name: str) -> Markup:

@@ -1,0 +1,311 @@
+"""The report: complete, self-contained, escaped, and never broken by what a run folder lacks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from fake_run import SYSTEMS, write_run
+
+from kdfw.errors import DataError
+from kdfw.report import write_report
+from kdfw.report.figures import lines, sorted_bars, thin, ticks
+from kdfw.report.folder import read_run
+from kdfw.report.html import Markup, element, join
+from kdfw.report.numbers import as_number, count, duration, p_value, short
+from kdfw.report.page import chart_groups, gains, trained_systems
+
+VOID = {"br", "col", "hr", "img", "input", "link", "meta"}
+
+
+class Page(HTMLParser):
+    """Parses strictly: every opened element is closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    def all(self, tag: str) -> Iterator[dict[str, str | None]]:
+        return (attributes for name, attributes in self.tags if name == tag)
+
+    def text(self) -> str:
+        return "\n".join(data for tag, data in self.texts if tag not in ("style", "script"))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = write_report(write_run(tmp_path_factory.mktemp("runs") / "quickstart"))
+    assert path is not None
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(report: Path) -> Page:
+    return Page(report.read_text(encoding="utf-8"))
+
+
+def test_it_holds_what_was_run_and_what_came_of_it(report: Path, page: Page) -> None:
+    text = page.text()
+    assert report.name == "report.html" and report.parent.name == "quickstart"
+    measures = json.loads((report.parent / "stages/04-test/measures.json").read_text())
+    for name in SYSTEMS:
+        for value in measures["systems"][name]["measures"].values():
+            assert f"{value:.4f}" in text
+    assert "91.9%" in text or f"{_share(measures):.1%}" in text
+    assert "3.4x faster" in text  # 312 against 92 queries per second
+    assert "3 min 25 s" in text  # 6.3 + 61.2 + 118.4 + 19.0
+    assert "1 taken from the cache" in text
+    for title in ("Loss terms", "Learning rate", "Temperature", "Weight", "Dev split", "Gradient norm"):
+        assert title in text
+    assert "distill minus bm25, nDCG@10 by query" in text
+    assert "torch" in text and "2.13.0" in text
+
+
+def _share(measures: dict[str, dict[str, dict[str, dict[str, float]]]]) -> float:
+    systems = measures["systems"]
+    return systems["distill"]["measures"]["nDCG@10"] / systems["teacher"]["measures"]["nDCG@10"]
+
+
+def test_it_is_one_file_that_loads_nothing(page: Page) -> None:
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "img", "iframe", "object", "embed")
+        assert not {"src", "srcset", "action"} & set(attributes)
+        if "href" in attributes:
+            assert str(attributes["href"]).startswith("#")
+    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None and policy.startswith("default-src 'none'; ") and "script-src 'sha256-" in policy
+    style = next(data for tag, data in page.texts if tag == "style")
+    assert "url(" not in style and "@import" not in style and "prefers-color-scheme: dark" in style
+
+
+def test_every_link_has_a_target_and_ids_are_unique(page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {str(a["href"])[1:] for a in page.all("a")} <= set(ids)
+
+
+def test_tables_and_figures_can_be_read_without_eyes(page: Page) -> None:
+    names = [tag for tag, _ in page.tags]
+    assert names.count("table") == names.count("caption") >= 6
+    assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))
+    figures = list(page.all("svg"))
+    assert len(figures) >= 8
+    assert all(svg.get("role") == "img" and svg.get("aria-label") for svg in figures)
+    assert next(page.all("html"))["lang"] == "en"
+    assert names.count("label") == names.count("input") == 1
+
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;</style></title>]]>"
+
+
+def test_hostile_names_stay_text(tmp_path: Path, page: Page) -> None:
+    names = {key: f"{key}{EVIL}" for key in ("run", "distill", "teacher", "bm25", "mined")}
+    names["query"] = "<script>alert(4)</script>"  # ids in run files hold no spaces
+    names["passage"] = "</script><script>alert(3)</script>"
+    folder = write_run(tmp_path / "run", names=names, queries=30)
+    metrics = folder / "stages/03-distill/metrics.jsonl"
+    metrics.write_text(
+        metrics.read_text() + json.dumps({"step": 400, f"loss{EVIL}": 1.0, f"{EVIL}/temperature": 2}) + "\n"
+    )
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["device"] = manifest["libraries"]["torch"] = EVIL
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    path = write_report(folder)
+    assert path is not None
+    hostile = Page(path.read_text(encoding="utf-8"))
+    tags = [tag for tag, _ in hostile.tags]
+    assert tags.count("script") == tags.count("style") == 1 and "img" not in tags
+    assert not any(name.startswith("on") for _, attributes in hostile.tags for name in attributes)
+    own = [data for tag, data in hostile.texts if tag == "script"]
+    assert own == [data for tag, data in page.texts if tag == "script"]
+    for name in names.values():
+        assert name in hostile.text()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["manifest.json", "plan.json", "recipe.yaml", "stages/03-distill/metrics.jsonl", "stages/04-test/measures.json",
+     "stages/04-test/per_query.jsonl", "stages/04-test/run.bm25.trec", "stages/03-distill/artifact.json"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [None, "", "{", "[1, 2]", "null", '{"stages": 3, "systems": 1, "data": []}', "\x00\xff", '{"step": "x"}\n[]\n{"st'],
+)
+def test_a_file_that_is_missing_or_mangled_breaks_nothing(
+    tmp_path: Path, name: str, content: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_run(tmp_path / "run", queries=5, steps=30)
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content.encode("latin-1"))
+    path = write_report(folder)
+    assert path is not None
+    assert Page(path.read_text(encoding="utf-8")).text()
+    assert not [record for record in caplog.records if "could not be shown" in record.message]
+
+
+@pytest.mark.parametrize("value", [None, "text", -1, [], {}, [[1]], {"a": {"b": []}}, 1e400, True])
+def test_a_value_of_another_shape_breaks_nothing(
+    tmp_path: Path, value: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_run(tmp_path / "run", queries=4, steps=20)
+    for name in ("manifest.json", "plan.json", "stages/04-test/measures.json"):
+        original = json.loads((folder / name).read_text())
+        for key in original:
+            (folder / name).write_text(json.dumps({**original, key: value}))
+            path = write_report(folder)
+            assert path is not None
+            Page(path.read_text(encoding="utf-8"))
+        (folder / name).write_text(json.dumps(original))
+    assert not [record for record in caplog.records if "could not be shown" in record.message]
+
+
+def test_an_unfinished_run_is_said_to_be_one(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", queries=4, steps=20)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"finished": False, "stages": manifest["stages"][:2]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    path = write_report(folder)
+    assert path is not None
+    text = Page(path.read_text(encoding="utf-8")).text()
+    assert "not finished" in text and text.count("not run") == 2
+
+
+def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name, names={"run": name}, queries=10) for name in ("first", "second")]
+    out = tmp_path / "both.html"
+    assert write_report(*folders, out=out) == out
+    page = Page(out.read_text(encoding="utf-8"))
+    assert "Side by side" in page.text() and "first and second" in page.text()
+    test_every_link_has_a_target_and_ids_are_unique(page)
+
+
+def test_folders_that_are_no_runs(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such run folder"):
+        write_report(tmp_path / "gone")
+    assert write_report(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_cannot_point_outside_the_run_folder(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", queries=4, steps=20)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "stolen": 1}\n')
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["stages"][2]["folder"] = "../.."
+    (folder / "plan.json").write_text(json.dumps(plan))
+    assert read_run(folder).stages[2].metrics == ()
+
+
+def test_a_usual_run_stays_below_five_megabytes(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", queries=7000, steps=20_000)
+    path = write_report(folder)
+    assert path is not None and path.stat().st_size < 5_000_000
+
+
+def test_gains_are_sorted_and_paired_by_query(report: Path) -> None:
+    run = read_run(report.parent)
+    found = run.stages[3].evaluation
+    assert found is not None
+    rows = gains(found, "distill", "nDCG@10")
+    assert len(rows) == 240 and [value for _, value in rows] == sorted((value for _, value in rows), reverse=True)
+    query, gain = rows[0]
+    assert gain == found.per_query["distill"][query]["nDCG@10"] - found.per_query["bm25"][query]["nDCG@10"]
+    assert trained_systems(run, found) == ["distill"]
+
+
+# ---------------------------------------------------------------- parts
+
+
+def test_text_is_escaped_unless_it_is_markup() -> None:
+    made = element(
+        "p", 'a < b & "c"', element("b", "<i>"), Markup("<hr>"), None, ["x", 3, 0.5], title='"><script>', hidden=True
+    )
+    assert made == (
+        '<p title="&quot;&gt;&lt;script&gt;" hidden>a &lt; b &amp; &quot;c&quot;<b>&lt;i&gt;</b><hr>x30.5</p>'
+    )
+    assert element("td", made + "<script>") == element("td", str(made) + "<script>")  # sums are plain text again
+    assert join(["<", ">"], separator="&") == "&lt;&amp;&gt;"
+    assert element("br") == "<br>"
+    assert element("p", "a\x00b\ud800c\n") == "<p>a\ufffdb\ufffdc\n</p>"
+
+
+def test_ticks_are_round_numbers() -> None:
+    assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    assert ticks(0.13, 0.61) == [0.2, 0.3, 0.4, 0.5, 0.6]
+    assert ticks(-3, 3) == [-2, 0, 2]
+    assert ticks(5, 5) == [5]
+
+
+def test_thinning_keeps_spikes_and_ends() -> None:
+    points = [(float(x), 0.0) for x in range(10_000)]
+    points[4321] = (4321.0, 9.0)
+    kept = thin(points, keep=100)
+    assert len(kept) <= 102 and (4321.0, 9.0) in kept and kept[-1] == points[-1]
+    assert [x for x, _ in kept] == sorted(x for x, _ in kept)
+
+
+def test_figures_of_nothing_are_nothing_and_flat_lines_are_drawn() -> None:
+    assert lines("t", {}) == "" and lines("t", {"a": []}) == "" and sorted_bars("t", [], "x", "d") == ""
+    flat = lines("t", {"a": [(1.0, 2.0)], "b": [(1.0, 2.0), (2.0, 2.0)]})
+    assert "nan" not in flat and "inf" not in flat and flat.count("<polyline") == 1
+
+
+def test_a_gain_is_a_bar_upwards() -> None:
+    drawn = sorted_bars("t", [0.5, -0.25], "x", "d")
+    bars = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="[\d.]+" height="([\d.]+)" class="(\w+)">', drawn)
+    (_, top_gain, tall_gain, gain), (_, top_loss, tall_loss, loss) = bars
+    assert (gain, loss) == ("gain", "loss")
+    assert float(tall_gain) == pytest.approx(2 * float(tall_loss), abs=0.2)
+    assert float(top_gain) + float(tall_gain) == pytest.approx(float(top_loss), abs=0.2)  # both start at zero
+
+
+def test_curves_are_grouped_by_what_they_are() -> None:
+    points = [(1.0, 1.0)]
+    names = ["loss", "KL", "KL/temperature", "KL/weight", "lr", "lr/ranker", "dev/nDCG@10", "gradient_norm", "x/flops"]
+    found = {title: list(group) for title, group in chart_groups({name: points for name in names}).items()}
+    assert found == {
+        "Loss": ["loss"],
+        "Loss terms": ["KL"],
+        "Dev split": ["nDCG@10"],
+        "Learning rate": ["learning rate", "ranker"],
+        "Temperature": ["KL"],
+        "Weight": ["KL"],
+        "Gradient norm": ["gradient norm"],
+        "Other values": ["x/flops"],
+    }
+
+
+def test_numbers_are_written_for_people() -> None:
+    assert [short(v) for v in (0.0, 0.51234, 12.345, 1234.5, 2e-5, 3)] == [
+        "0",
+        "0.5123",
+        "12.35",
+        "1,234",
+        "2e-05",
+        "3",
+    ]
+    assert [duration(v) for v in (0.44, 12.2, 185.4, 8040)] == ["0.4 s", "12 s", "3 min 05 s", "2 h 14 min"]
+    assert [count(v) for v in (950, 22_713_216, 1.2e9, 15_000)] == ["950", "22.7M", "1.2B", "15.0k"]
+    assert [p_value(v) for v in (0.0004, 0.0321)] == ["< 0.001", "0.032"]
+    assert [as_number(v) for v in (True, "1", None, float("nan"), float("inf"), 10**400, 2)] == [None] * 6 + [2.0]
