@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from kdfw.components import Model, Teacher
 from kdfw.data.ranking import Ranking
 from kdfw.engine.artifacts import ArtifactStore
@@ -18,8 +20,6 @@ from kdfw.engine.progress import progress
 from kdfw.errors import ArtifactError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    import torch
-
     from kdfw.data.sets import Data
     from kdfw.recipe.plan import Plan, PlannedStage, Target
 
@@ -74,9 +74,11 @@ class Runtime:
         if not isinstance(model, Model):
             raise ConfigError(f"{target.name!r} is a teacher without a model of its own")
         weights = self.weights(target)
-        model.trust_remote_code = self.trust_remote_code
+        model.allow_remote_code = self.trust_remote_code
         model.fit_data(self.data(data))
-        model.load(weights)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.plan.recipe.seed)  # new heads and nets without a base draw their weights
+            model.load(weights)
         model.token_cache = self.store.shared / "tokens"
         return model.to(self.device).eval()
 

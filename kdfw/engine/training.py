@@ -31,7 +31,15 @@ from kdfw.engine.processes import any_process, from_main, sum_gradients, sum_val
 from kdfw.engine.runtime import append_line, keep_lines
 from kdfw.engine.settings import TrainSettings
 from kdfw.errors import ConfigError, Problem, TrainingError, one_of
-from kdfw.models.forward import Budget, backward_cached, represent, represent_cached, shares, signals_of
+from kdfw.models.forward import (
+    Budget,
+    backward_cached,
+    is_out_of_memory,
+    represent,
+    represent_cached,
+    shares,
+    signals_of,
+)
 from kdfw.models.precision import autocast_dtype, numerics, resolve
 from kdfw.references import CandidatesRef, DataRef, ModelRef, TeacherRef
 from kdfw.samplers.collate import StoredScores
@@ -43,6 +51,8 @@ if TYPE_CHECKING:
 
 STUDENT = "student"
 """Name of a stage's main model among those it trains."""
+MAX_PIECES = 1024
+"""Into how many pieces a micro-batch is cut at most before memory that runs out is an error."""
 DEFAULT_SETTINGS = TrainSettings()
 DEFAULT_SAMPLER = {"pairs": "pairs", "classification": "labelled", "translation": "parallel"}
 
@@ -426,12 +436,7 @@ class Trainer:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         active = {name for name, weight in self._active(clock)}
-        parts = self._split(batch) if self.settings.accumulate > 1 else [batch]
-        values: dict[str, float] = {}
-        for part_number, part in enumerate(parts):
-            share = len(part) / len(batch)
-            for name, value in self.backward(part, clock, scale=share, part=part_number).items():
-                values[name] = values.get(name, 0.0) + value * share
+        values = self._gradients(batch, clock)
         if not math.isfinite(values["loss"]):
             return self._not_finite(batch, clock, values)
         for name, model in self.models.items():
@@ -447,6 +452,28 @@ class Trainer:
             values["lr" if name == STUDENT else f"lr/{name}"] = set_rate(optimizer, settings, clock)
             optimizer.step()
         return values
+
+    def _gradients(self, batch: Batch, clock: Clock) -> dict[str, float]:
+        """Gradients of a whole step; with smaller micro-batches, as often as memory runs out."""
+        parts = self._split(batch) if self.settings.accumulate > 1 else [batch]
+        while True:
+            values: dict[str, float] = {}
+            try:
+                for number, part in enumerate(parts):
+                    share = len(part) / len(batch)
+                    for name, value in self.backward(part, clock, scale=share, part=number).items():
+                        values[name] = values.get(name, 0.0) + value * share
+                failed = False
+            except (RuntimeError, MemoryError) as error:
+                # the forward pass halves its micro-batches by itself; this is the backward pass
+                if not is_out_of_memory(error) or self.workers.world_size > 1 or self.budget.pieces >= MAX_PIECES:
+                    raise
+                failed = True
+            if not failed:
+                return values
+            self.budget.shrink()
+            for optimizer in self.optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
 
     def _active(self, clock: Clock) -> Iterator[tuple[str, float]]:
         """(model, weight) of the losses that count in this step; a model without any is left alone."""

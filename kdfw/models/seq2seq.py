@@ -117,7 +117,7 @@ class Seq2Seq(TextModel):
         group = self._sources(texts_of(batch, "source"))
         return [replace(group, targets=self._targets(texts_of(batch, "target")))]
 
-    def count_items(self, batch: Batch) -> float:
+    def num_items(self, batch: Batch) -> float:
         """Target tokens of a batch, the end of each sentence included: its `num_items`."""
         return float(sum(len(row) for row in self._targets(texts_of(batch, "target"))))
 
