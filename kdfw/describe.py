@@ -142,6 +142,7 @@ NAME_OF = {
     "scores": "name of a stage with scores",
     "data": "name of a data set",
     "stage": "name of a stage",
+    "system": "name of a model, stage or retriever",
 }
 """What a reference may point to, in words."""
 
@@ -151,7 +152,7 @@ def type_text(option: Option) -> str:
     if option.form == "plain":
         return option.type_text
     if option.ref is not None and option.form == "reference":
-        words = NAME_OF[option.ref.to]
+        words = NAME_OF.get(option.ref.to, f"name of a {option.ref.to}")
     elif option.annotation is Schedule:
         words = "number or schedule"
     else:
@@ -187,7 +188,7 @@ def _settings_rows(model: type[BaseModel], prefix: str, seen: tuple[type[BaseMod
             type=stand_in.type_text,
             default=default,
             range=stand_in.range_text,
-            description=field.description or "",
+            description=field.description or ("chooses among the kinds of these settings" if name == "type" else ""),
         )
         for nested in nested_models(field.annotation):
             # settings by name repeat those of the model around them; listing them once is enough

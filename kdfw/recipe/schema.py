@@ -8,7 +8,7 @@ than kdfw in form (no numbers written as text) and knows less: whether a name re
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
@@ -67,19 +67,16 @@ class _Writer:
         names = self.components.names(kind)
         for name in names:
             self.definitions[f"{kind}.{name}"] = self._component(kind, name)
-        forms = self._by_type([(kind, name) for name in names])
-        if kind == "schedule":
-            forms.insert(0, {"type": "number"})
-        self.definitions[kind] = {"anyOf": forms}
+        self.definitions[kind] = self._by_type([(kind, name) for name in names], number=kind == "schedule")
 
-    def _by_type(self, members: Sequence[tuple[str, str]], *, shared: Mapping[str, Any] | None = None) -> list[Schema]:
-        """Alternatives: a mapping whose `type` chooses its schema, or just the name where nothing else is required.
+    def _by_type(self, members: Sequence[tuple[str, str]], *, number: bool = False, short: bool = True) -> Schema:
+        """A mapping whose `type` chooses its schema, or just a name where nothing else is required, or a number.
 
-        Chosen by `if` and `then` rather than by `oneOf`, so that an editor reports the faults of the type that is
-        meant and not those of all the others.
+        Chosen by `if` and `then` rather than by `oneOf`, so that an editor reports the faults of what is meant and
+        not those of all the others.
         """
         if not members:
-            return [{"not": {}, "description": "nothing of this kind is installed"}]
+            return {"not": {}, "description": "nothing of this kind is installed"}
         chosen = [
             {
                 "if": {"properties": {"type": {"const": name}}, "required": ["type"]},
@@ -87,15 +84,19 @@ class _Writer:
             }
             for kind, name in members
         ]
-        names = [name for _, name in members]
         mapping = {
             "type": "object",
             "required": ["type"],
-            "properties": {"type": {"enum": names, "description": "which one"}, **(shared or {})},
+            "properties": {"type": {"enum": [name for _, name in members], "description": "which one"}},
             "allOf": chosen,
         }
-        short = [name for kind, name in members if self.definitions[f"{kind}.{name}"]["required"] == ["type"]]
-        return [mapping, *([{"enum": short}] if short else [])]
+        bare = [name for kind, name in members if self.definitions[f"{kind}.{name}"]["required"] == ["type"]]
+        others: list[Schema] = [{"type": "number"}] if number else []
+        others += [{"enum": bare}] if bare and short else []
+        if not others:
+            return mapping
+        rest = others[0] if len(others) == 1 else {"anyOf": others}
+        return {"if": {"type": "object"}, "then": mapping, "else": rest}
 
     def _component(self, kind: str, name: str) -> Schema:
         cls = self.components.get(kind, name)
@@ -168,12 +169,11 @@ class _Writer:
 
     def _models(self) -> None:
         members = [(kind, name) for kind in ("student", "teacher") for name in self.components.names(kind)]
-        self.definitions["model"] = {"anyOf": self._by_type(members)}
+        self.definitions["model"] = self._by_type(members)
         self.definitions["model-or-name"] = {
-            "anyOf": [
-                {"type": "string", "pattern": NAME, "description": "a name under `models`, or a type"},
-                {"$ref": _ref("model")},
-            ]
+            "if": {"type": "string"},
+            "then": {"pattern": NAME, "description": "a name under `models`, or a type"},
+            "else": {"$ref": _ref("model")},
         }
 
     def _stages(self) -> None:
@@ -191,7 +191,7 @@ class _Writer:
         self.definitions["repeat-block"] = block
         # a stage written as a bare name has no options, and no stage works without any
         members = [("stage", name) for name in self.components.names("stage")]
-        self.definitions["stage-entry"] = {"anyOf": [self._by_type(members)[0]]}
+        self.definitions["stage-entry"] = self._by_type(members, short=False)
         self.definitions["stage-or-block"] = {
             "if": {"type": "object", "required": ["repeat"]},
             "then": {"$ref": _ref("repeat-block")},
@@ -256,13 +256,13 @@ def _annotated(annotation: Any, meta: Any) -> Any:
 def _contained(inner: Schema, option: Option) -> Schema:
     if option.container == "list":
         # one item may stand without its list
-        schema: Schema = {"anyOf": [{"type": "array", "items": inner}, inner]}
+        schema: Schema = {"if": {"type": "array"}, "then": {"items": inner}, "else": inner}
     elif option.container == "dict":
         schema = {"type": "object", "additionalProperties": inner}
     else:
         schema = inner
     nullable = option.container == "optional" or (option.default is None and not option.required)
-    return {"anyOf": [schema, {"type": "null"}]} if nullable else schema
+    return {"if": {"not": {"type": "null"}}, "then": schema} if nullable else schema
 
 
 def _json_default(default: Any) -> Any:

@@ -1,0 +1,161 @@
+"""Options of components: read from signatures, checked in full, built with what is nested in them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import pytest
+from pydantic import Field
+
+from kdfw.components import Constant, Loss, Schedule, Stage, as_schedule
+from kdfw.errors import PluginError, Problem
+from kdfw.hookspecs import hookimpl
+from kdfw.options import Spec, check, iterate_specs, options_of, with_options
+from kdfw.plugins import build_registry
+from kdfw.references import CandidatesRef, ModelRef
+from kdfw.types import Needs
+
+
+class Ramp(Schedule):
+    """Ends at `end`."""
+
+    def __init__(self, *, end: Annotated[float, Field(gt=0)]) -> None:
+        self.end = end
+
+
+class Term(Loss):
+    """A loss with a temperature."""
+
+    def __init__(
+        self, *, temperature: Schedule | float = 1.0, margin: Annotated[float, Field(ge=0, lt=5)] = 0.5
+    ) -> None:
+        super().__init__()
+        self.temperature = as_schedule(temperature)
+        self.margin = margin
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+
+class Work(Stage):
+    """A stage with losses and references."""
+
+    def __init__(
+        self,
+        *,
+        student: ModelRef,
+        losses: list[Loss],
+        of: list[CandidatesRef] = [],  # noqa: B006
+        named: dict[str, Loss] = {},  # noqa: B006
+        extra: Schedule | None = None,
+    ) -> None:
+        self.student, self.losses, self.of, self.named, self.extra = student, losses, of, named, extra
+
+
+class Offers:
+    """A plugin."""
+
+    @hookimpl
+    def kdfw_schedules(self) -> dict[str, Any]:
+        return {"constant": Constant, "ramp": Ramp}
+
+    @hookimpl
+    def kdfw_losses(self) -> dict[str, Any]:
+        return {"term": Term}
+
+    @hookimpl
+    def kdfw_stages(self) -> dict[str, Any]:
+        return {"work": Work}
+
+
+REGISTRY = build_registry([("offers", Offers(), "d", "1")])
+
+
+def checked(kind: str, raw: Any) -> tuple[Spec | None, list[str]]:
+    problems: list[Problem] = []
+    spec = check(kind, raw, ("here",), REGISTRY, lambda path: ".".join(map(str, path)), problems)
+    assert (spec is None) == bool(problems)
+    return spec, [str(problem) for problem in problems]
+
+
+def test_numbers_names_and_mappings_stand_for_components() -> None:
+    raw = {
+        "type": "work",
+        "student": "small",
+        "losses": ["term", {"type": "term", "temperature": 4, "weight": {"type": "ramp", "end": 2}, "name": "second"}],
+        "of": "mined",
+        "named": {"a": {"type": "term", "margin": 1}},
+    }
+    spec, faults = checked("stage", raw)
+    assert faults == [] and spec is not None
+    work = spec.build()
+    assert work.student == "small" and work.of == ["mined"] and work.extra is None
+    first, second = work.losses
+    assert (first.margin, first.temperature.value, first.settings.weight.value) == (0.5, 1.0, 1.0)
+    assert (second.temperature.value, second.settings.weight.end, second.settings.name) == (4.0, 2.0, "second")
+    assert work.named["a"].margin == 1.0
+    assert [(r.name, r.ref.to, r.path) for r in spec.references] == [
+        ("small", "model", ("here", "student")),
+        ("mined", "candidates", ("here", "of")),
+    ]
+    assert sorted(nested.name for nested in iterate_specs(spec)) == ["constant", "ramp", "term", "term", "term", "work"]
+
+
+def test_every_fault_is_found_at_once_with_its_place_and_the_nearest_name() -> None:
+    raw = {
+        "type": "work",
+        "student": 3,
+        "losses": [{"type": "tern"}, {"type": "term", "margn": 1}, {"type": "term", "margin": 9, "temperature": "hot"}],
+        "extra": {"type": "ramp"},
+        "named": ["term"],
+    }
+    _, faults = checked("stage", raw)
+    text = "\n".join(faults)
+    assert len(faults) == 7
+    assert "here.student: found 3; write the name of a model" in text
+    assert "here.losses.0.type: no loss 'tern'; did you mean 'term'?" in text
+    assert "here.losses.1.margn: unknown key 'margn'; did you mean 'margin'?" in text
+    assert "here.losses.2.margin: found 9; input should be less than 5" in text
+    assert "here.losses.2.temperature.type: no schedule 'hot'" in text
+    assert "here.extra: missing key 'end'" in text
+    assert "here.named: found ['term']" in text
+
+
+@pytest.mark.parametrize(("raw", "fault"), [(None, "found None"), (3, "found 3"), ({}, "a loss without `type`")])
+def test_what_is_no_component_is_refused(raw: Any, fault: str) -> None:
+    _, faults = checked("loss", raw)
+    assert len(faults) == 1 and fault in faults[0]
+
+
+def test_the_canonical_form_changes_exactly_with_the_meaning() -> None:
+    def canonical(raw: Any) -> Any:
+        spec, faults = checked("loss", raw)
+        assert spec is not None and faults == []
+        return spec.canonical()
+
+    plain = canonical({"type": "term"})
+    assert canonical("term") == plain
+    assert canonical({"type": "term", "margin": 0.5}) == plain  # the default written out
+    assert canonical({"type": "term", "margin": 0.6}) != plain
+    assert canonical({"type": "term", "weight": 2}) != plain
+    assert plain["version"] == 1 and plain["options"]["margin"] == 0.5
+
+
+def test_changed_options_leave_the_first_spec_alone() -> None:
+    spec, _ = checked("loss", {"type": "term", "margin": 1})
+    assert spec is not None
+    assert (with_options(spec, margin=2).build().margin, spec.build().margin) == (2, 1.0)
+
+
+def test_a_constructor_must_have_typed_keyword_options() -> None:
+    class Positional(Schedule):
+        def __init__(self, end: float) -> None: ...
+
+    class Untyped(Schedule):
+        def __init__(self, *, end=1) -> None: ...  # type: ignore[no-untyped-def]
+
+    with pytest.raises(PluginError, match="option 'end' must be keyword-only"):
+        options_of(Positional)
+    with pytest.raises(PluginError, match="option 'end' has no type"):
+        options_of(Untyped)
