@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from kdfw.errors import PluginError
 from kdfw.types import Batch, Clock, Example, LossTerms, Needs, Signals
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ class Model(Component, nn.Module):
 
     token_cache: Path | None = None
     """Where tokenised texts are kept; set by the engine after `load`. None: in memory."""
-    trust_remote_code: bool = False
+    allow_remote_code: bool = False
     """Set by the engine when the command line allows code from a model folder to run; never by a recipe."""
 
     def fit_data(self, data: Data) -> None:
@@ -275,15 +276,24 @@ class Model(Component, nn.Module):
         """From representations by group and name (rows in the order of `rows`) to signals."""
         raise NotImplementedError
 
-    feature_channels: int = 0
-    """Channels of the signal `features`; known once loaded, set by every model that provides the signal."""
+    def width(self, signal: str) -> int:
+        """Channels or width of a signal (`features`, `hidden`, ...), which a loss with a projection asks for.
 
-    def feature_logits(self, features: Tensor) -> Tensor:
-        """(Q, D) what the model's own head makes of feature maps (Q, C, height, width), its own or another model's.
-
-        Every model that provides `features` gives this; gradient flows through it into `features`.
+        Known once loaded. Raises: PluginError when the model does not tell.
         """
-        raise NotImplementedError
+        raise PluginError(
+            f"{type(self).__module__}.{type(self).__qualname__} does not tell the width of {signal!r}, which a loss "
+            f"with a projection asks for; give it a method `width(signal) -> int`, or turn the projection off"
+        )
+
+    def head(self, features: Tensor) -> Tensor:
+        """(Q, D) what the model's own classifier makes of feature maps (Q, C, height, width), its own or another's.
+
+        Differentiable. Every model whose `features` are maps gives this.
+        """
+        raise PluginError(
+            f"{type(self).__module__}.{type(self).__qualname__} has no classifier over feature maps (`head`)"
+        )
 
     def produce(self, batch: Batch, clock: Clock) -> Batch:
         """A generator's turn: replace inputs of the batch by made-up ones (with a graph). Others change nothing."""

@@ -104,6 +104,10 @@ class ImageClassifier(Model):
             save_file(tensors, folder / "model.safetensors")
         checkpoint.save_description(self, folder, self.facts)
 
+    def width(self, signal: str) -> int:
+        """Channels of the feature map of a `net`."""
+        return self.output.in_features if signal == "features" and self.base is None else super().width(signal)
+
     def head(self, features: Tensor) -> Tensor:
         """Logits from a feature map (Q, C, h, w) or pooled features (Q, C): the model's classifier, differentiable."""
         if self.base is not None:

@@ -95,7 +95,7 @@ class ConfidenceFeatures(Loss):
             if not isinstance(teacher, Model):
                 raise ConfigError(f"loss ca-mkd-features: teacher {number} is not a model and has no feature map")
             self._teachers.append(teacher)
-            self.projections.append(projection(student.feature_channels, teacher.feature_channels, self.bottleneck))
+            self.projections.append(projection(student.width("features"), teacher.width("features"), self.bottleneck))
 
     def forward(self, student: Signals, teachers: Sequence[Signals], batch: Batch, clock: Clock) -> LossTerms:
         own = student["features"]
@@ -105,6 +105,6 @@ class ConfidenceFeatures(Loss):
         pairs = zip(self.projections, targets, strict=True)
         projected = [project(resize(own, target.shape[-1])) for project, target in pairs]
         judged = zip(self._teachers, projected, strict=True)
-        logits = torch.stack([teacher.feature_logits(features) for teacher, features in judged])
+        logits = torch.stack([teacher.head(features) for teacher, features in judged])
         values, _ = feature_term(projected, targets, logits, labels_of(student, batch))
         return LossTerms(total=values.sum() / batch.num_items)

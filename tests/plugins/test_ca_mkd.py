@@ -114,12 +114,14 @@ class Net(Model):
 
     def __init__(self, channels: int, seed: int) -> None:
         super().__init__()
-        self.feature_channels = channels
-        self.head = nn.Linear(channels, 5).double()
-        torch.nn.init.normal_(self.head.weight, generator=torch.Generator().manual_seed(seed))
+        self.output = nn.Linear(channels, 5).double()
+        torch.nn.init.normal_(self.output.weight, generator=torch.Generator().manual_seed(seed))
 
-    def feature_logits(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.head(features.mean((2, 3)))
+    def width(self, signal: str) -> int:
+        return self.output.in_features
+
+    def head(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.output(features.mean((2, 3)))
         return logits
 
 
