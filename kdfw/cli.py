@@ -223,7 +223,7 @@ def _new_plugin(arguments: argparse.Namespace) -> int:
 def _schema(arguments: argparse.Namespace) -> int:
     import json
 
-    from kdfw.engine.files import write_atomic
+    from kdfw.files import write_atomic
     from kdfw.recipe.schema import recipe_schema
 
     text = json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"

@@ -21,9 +21,9 @@ from kdfw.types import Batch, Clock, Example, LossTerms, Needs, Signals
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from kdfw.context import StageContext
     from kdfw.data.ranking import Ranking
     from kdfw.data.sets import Data, RankingData
-    from kdfw.engine.context import StageContext
     from kdfw.errors import Problem
     from kdfw.models.rows import MicroBatch, RowGroup
     from kdfw.types import TextSource

@@ -9,8 +9,8 @@ from pathlib import Path
 from string import Template
 
 from kdfw import __version__
-from kdfw.engine.files import write_atomic
 from kdfw.errors import PluginError
+from kdfw.files import write_atomic
 
 _NAME = re.compile(r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")
 MAX_NAME = 60

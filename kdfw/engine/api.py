@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdfw.context import Workers
 from kdfw.engine.artifacts import ArtifactStore
-from kdfw.engine.context import Workers
 from kdfw.engine.run import RunResult, default_cache, default_out, run_plan
 from kdfw.engine.runtime import Context, Runtime
 from kdfw.errors import ConfigError, Problem, one_of

@@ -20,9 +20,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kdfw.engine.files import files_below, sync_file, sync_folder, write_json
-from kdfw.engine.fingerprint import file_digest
 from kdfw.errors import ArtifactError
+from kdfw.files import files_below, sync_file, sync_folder, write_json
+from kdfw.fingerprint import file_digest
 
 log = logging.getLogger("kdfw")
 MANIFEST = "artifact.json"

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdfw.engine.files import files_below, sync_file, sync_folder, write_json
-from kdfw.engine.fingerprint import file_digest
 from kdfw.errors import ArtifactError
+from kdfw.files import files_below, sync_file, sync_folder, write_json
+from kdfw.fingerprint import file_digest
 
 KEEP = 2
 """Checkpoints kept; the newest may turn out to be damaged."""

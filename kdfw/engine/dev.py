@@ -15,7 +15,7 @@ from kdfw.types import Batch, Text
 
 if TYPE_CHECKING:
     from kdfw.components import Model
-    from kdfw.engine.context import StageContext
+    from kdfw.context import StageContext
     from kdfw.engine.training import Train
 
 DEFAULT_MEASURE = {

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from kdfw.engine.files import files_below, inside, sync_file
 from kdfw.errors import ConfigError, one_of
+from kdfw.files import files_below, inside, sync_file
 
 
 def trained_stages(run: Path) -> dict[str, Path]:

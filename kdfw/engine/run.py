@@ -17,14 +17,14 @@ from typing import Any
 import yaml
 
 from kdfw import __version__
-from kdfw.engine import fingerprint as fingerprints
+from kdfw import fingerprint as fingerprints
+from kdfw.context import Workers
 from kdfw.engine.artifacts import MANIFEST, Artifact, ArtifactStore
-from kdfw.engine.context import Workers
-from kdfw.engine.files import files_below, link_or_copy, write_atomic, write_json
-from kdfw.engine.processes import barrier, from_main
 from kdfw.engine.runtime import Context, Runtime
 from kdfw.errors import ArtifactError
+from kdfw.files import files_below, link_or_copy, write_atomic, write_json
 from kdfw.plugins import registry
+from kdfw.processes import barrier, from_main
 from kdfw.recipe.plan import Plan, PlannedStage
 
 log = logging.getLogger("kdfw")

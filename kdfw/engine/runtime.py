@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kdfw.components import Model, Teacher
+from kdfw.context import Progress, Workers
 from kdfw.data.ranking import Ranking
 from kdfw.engine.artifacts import ArtifactStore
-from kdfw.engine.context import Progress, Workers
 from kdfw.engine.progress import progress
 from kdfw.errors import ArtifactError, ConfigError, DataError
 

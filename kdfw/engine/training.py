@@ -25,12 +25,11 @@ from kdfw.components import Augmenter, Loss, Model, Sampler, Stage, Teacher
 from kdfw.engine import checkpoint
 from kdfw.engine.dev import DevEvaluation
 from kdfw.engine.feed import Feed
-from kdfw.engine.files import write_json
 from kdfw.engine.optim import make_optimizer, set_rate
-from kdfw.engine.processes import any_process, from_main, sum_gradients, sum_values
 from kdfw.engine.runtime import append_line, keep_lines
 from kdfw.engine.settings import TrainSettings
 from kdfw.errors import ConfigError, Problem, TrainingError, one_of
+from kdfw.files import write_json
 from kdfw.models.forward import (
     Budget,
     backward_cached,
@@ -41,12 +40,13 @@ from kdfw.models.forward import (
     signals_of,
 )
 from kdfw.models.precision import autocast_dtype, numerics, resolve
+from kdfw.processes import any_process, from_main, sum_gradients, sum_values
 from kdfw.references import CandidatesRef, DataRef, ModelRef, TeacherRef
 from kdfw.samplers.collate import StoredScores
 from kdfw.types import Batch, Clock, Signals
 
 if TYPE_CHECKING:
-    from kdfw.engine.context import StageContext
+    from kdfw.context import StageContext
     from kdfw.recipe.plan import PlanView
 
 STUDENT = "student"

@@ -17,9 +17,9 @@ from kdfw.errors import ConfigError, DataError
 from kdfw.references import CandidatesRef, ModelRef, SystemRef
 
 if TYPE_CHECKING:
+    from kdfw.context import StageContext
     from kdfw.data.ranking import Ranking
     from kdfw.data.sets import RankingData
-    from kdfw.engine.context import StageContext
     from kdfw.errors import Problem
     from kdfw.types import Qrels
 
@@ -235,9 +235,9 @@ class Evaluate(Stage):
     def _write(
         self, context: StageContext, task: str, measures: Sequence[str], found: Mapping[str, _System], queries: int
     ) -> None:
-        from kdfw.engine.files import write_json
         from kdfw.evaluation.formats import _write
         from kdfw.evaluation.significance import holm, paired
+        from kdfw.files import write_json
 
         def lines() -> Iterator[str]:
             for name, system in found.items():

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import torch
 
     from kdfw.components import Model
+    from kdfw.context import Workers
     from kdfw.data.sets import Data
-    from kdfw.engine.context import Workers
     from kdfw.models.forward import Budget
     from kdfw.types import Batch
 

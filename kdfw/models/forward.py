@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from kdfw.components import Model
-from kdfw.engine.context import Workers
+from kdfw.context import Workers
 from kdfw.models.rows import MicroBatch, RowGroup
 from kdfw.types import Batch, Signals, Text, TextSource
 

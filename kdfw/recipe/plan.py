@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 
 from kdfw.components import Dataset, Model, Retriever, Stage, Teacher
-from kdfw.engine.fingerprint import fingerprint
 from kdfw.errors import ConfigError, KdfwError, Problem, one_of
+from kdfw.fingerprint import fingerprint
 from kdfw.models.precision import resolve
 from kdfw.options import Reference, Spec, iterate_specs, options_of
 from kdfw.plugins import registry

@@ -18,7 +18,7 @@ def write_report(*runs: Path, out: Path | None = None) -> Path | None:
     Returns: the file, or None when there is nothing to report on (no run, or a folder without any file of a run).
     Raises: DataError for a path that is no folder; ArtifactError when the file cannot be written.
     """
-    from kdfw.engine.files import write_atomic
+    from kdfw.files import write_atomic
     from kdfw.report.folder import read_run
     from kdfw.report.page import page
 

@@ -68,7 +68,7 @@ def write_card(folder: Path, facts: Mapping[str, Any]) -> Path:
         facts: see `Facts`; keys that are absent leave their part of the card out.
     Raises: ArtifactError when the file cannot be written.
     """
-    from kdfw.engine.files import write_atomic
+    from kdfw.files import write_atomic
 
     path = folder / "README.md"
     write_atomic(path, model_card(facts))

@@ -17,9 +17,9 @@ from kdfw.retrieval.sparse import Sparse
 
 if TYPE_CHECKING:
     from kdfw.components import Retriever, Stage
+    from kdfw.context import StageContext
     from kdfw.data.ranking import Ranking
     from kdfw.data.sets import RankingData
-    from kdfw.engine.context import StageContext
     from kdfw.types import TextSource
 
 RETRIEVERS: Mapping[str, type[Retriever]] = {

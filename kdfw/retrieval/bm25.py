@@ -19,16 +19,16 @@ import numpy as np
 from pydantic import Field
 
 from kdfw.components import Retriever
-from kdfw.engine.fingerprint import fingerprint
 from kdfw.errors import ConfigError, MissingDependencyError
+from kdfw.fingerprint import fingerprint
 from kdfw.retrieval.postings import Entries, Postings, invert
 from kdfw.retrieval.queries import search_in_shares
 from kdfw.retrieval.store import Opened, kept
 
 if TYPE_CHECKING:
+    from kdfw.context import StageContext
     from kdfw.data.ranking import Ranking
     from kdfw.data.sets import RankingData
-    from kdfw.engine.context import StageContext
     from kdfw.types import Corpus, TextSource
 
 Method = Literal["lucene", "robertson", "atire", "bm25l", "bm25+"]

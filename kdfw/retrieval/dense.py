@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from kdfw.components import Retriever
-from kdfw.engine.fingerprint import fingerprint
+from kdfw.fingerprint import fingerprint
 from kdfw.references import ModelRef
 from kdfw.retrieval.encode import DType, Vectors, encode_vectors
 from kdfw.retrieval.indexes import Approximate, Flat, Found, IndexOptions, build_index, in_order, load_faiss, nearest
@@ -17,9 +17,9 @@ from kdfw.retrieval.queries import as_ranking, gathered
 from kdfw.retrieval.store import Opened, kept
 
 if TYPE_CHECKING:
+    from kdfw.context import StageContext
     from kdfw.data.ranking import Ranking
     from kdfw.data.sets import RankingData
-    from kdfw.engine.context import StageContext
     from kdfw.types import TextSource
 
 BLOCK_QUERIES = 4_096

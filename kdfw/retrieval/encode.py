@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kdfw.data.store import write_atomic
-from kdfw.engine.fingerprint import fingerprint
 from kdfw.errors import ArtifactError, ConfigError, DataError
+from kdfw.fingerprint import fingerprint
 from kdfw.retrieval.store import writing
 
 if TYPE_CHECKING:
     from kdfw.components import Model
-    from kdfw.engine.context import StageContext, Workers
+    from kdfw.context import StageContext, Workers
     from kdfw.types import TextSource
 
 PASSAGE_WINDOW = 16_384

@@ -14,8 +14,8 @@ from kdfw.errors import DataError, Problem
 from kdfw.references import CandidatesRef, DataRef, ScoresRef
 
 if TYPE_CHECKING:
+    from kdfw.context import StageContext
     from kdfw.data.sets import RankingData
-    from kdfw.engine.context import StageContext
 
 MISSING = np.inf
 """Rank of a positive that is not in the list."""

@@ -13,9 +13,9 @@ from kdfw.retrieval.order import ranked
 from kdfw.retrieval.queries import as_ranking
 
 if TYPE_CHECKING:
+    from kdfw.context import StageContext
     from kdfw.data.ranking import Ranking
     from kdfw.data.sets import RankingData
-    from kdfw.engine.context import StageContext
     from kdfw.types import TextSource
 
 

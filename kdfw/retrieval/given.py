@@ -16,8 +16,8 @@ from kdfw.retrieval.order import ranked
 from kdfw.retrieval.queries import as_ranking
 
 if TYPE_CHECKING:
+    from kdfw.context import StageContext
     from kdfw.data.sets import RankingData
-    from kdfw.engine.context import StageContext
     from kdfw.types import TextSource
 
 

@@ -16,9 +16,9 @@ from kdfw.retrieval.queries import gathered, search_in_shares
 from kdfw.retrieval.store import Opened
 
 if TYPE_CHECKING:
+    from kdfw.context import StageContext
     from kdfw.data.ranking import Ranking
     from kdfw.data.sets import RankingData
-    from kdfw.engine.context import StageContext
     from kdfw.types import TextSource
 
 BLOCK_QUERIES = 16

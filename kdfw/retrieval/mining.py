@@ -19,8 +19,8 @@ from kdfw.references import DataRef, ModelRef
 from kdfw.retrieval.rerank import score_lists
 
 if TYPE_CHECKING:
+    from kdfw.context import StageContext
     from kdfw.data.sets import RankingData
-    from kdfw.engine.context import StageContext
     from kdfw.types import TextSource
 
 BLOCK_QUERIES = 8_192

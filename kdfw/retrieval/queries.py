@@ -10,7 +10,7 @@ import numpy as np
 from kdfw.data.ranking import Ranking
 
 if TYPE_CHECKING:
-    from kdfw.engine.context import StageContext, Workers
+    from kdfw.context import StageContext, Workers
     from kdfw.types import TextSource
 
 Found = tuple[np.ndarray, np.ndarray]

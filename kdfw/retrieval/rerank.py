@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from kdfw.components import Retriever
-from kdfw.engine.context import Workers
+from kdfw.context import Workers
 from kdfw.references import ModelRef
 from kdfw.retrieval.order import ranked
 from kdfw.retrieval.queries import as_ranking, gathered
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import torch
 
     from kdfw.components import Model
+    from kdfw.context import Progress, StageContext
     from kdfw.data.ranking import Ranking
     from kdfw.data.sets import RankingData
-    from kdfw.engine.context import Progress, StageContext
     from kdfw.models.forward import Budget
     from kdfw.types import TextSource
 

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from kdfw.components import Retriever
-from kdfw.engine.fingerprint import fingerprint
+from kdfw.fingerprint import fingerprint
 from kdfw.references import ModelRef
 from kdfw.retrieval.encode import Ragged, encode_ragged
 from kdfw.retrieval.postings import Entries, Postings, invert
@@ -18,9 +18,9 @@ from kdfw.retrieval.queries import search_in_shares
 from kdfw.retrieval.store import Opened, kept
 
 if TYPE_CHECKING:
+    from kdfw.context import StageContext
     from kdfw.data.ranking import Ranking
     from kdfw.data.sets import RankingData
-    from kdfw.engine.context import StageContext
     from kdfw.types import TextSource
 
 

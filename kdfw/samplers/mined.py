@@ -18,9 +18,9 @@ from kdfw.samplers.negatives import Draw, Mix, draw_from_lists, shares, window
 from kdfw.types import Clock, Example
 
 if TYPE_CHECKING:
+    from kdfw.context import StageContext
     from kdfw.data.ranking import Ranking
     from kdfw.data.sets import Data, RankingData
-    from kdfw.engine.context import StageContext
 
 NumPositives = Annotated[int, Field(ge=0, description="labelled positives of each example; 0: candidates only")]
 NumNegatives = Annotated[int, Field(ge=0, description="negatives of each example")]

@@ -16,8 +16,8 @@ from kdfw.errors import DataError, one_of
 from kdfw.types import Candidate, Clock, Example, Text
 
 if TYPE_CHECKING:
+    from kdfw.context import StageContext
     from kdfw.data.sets import Data
-    from kdfw.engine.context import StageContext
 
 Kind = TypeVar("Kind")
 

@@ -13,8 +13,8 @@ from kdfw.samplers.judged import Judged, example, ranking_data
 from kdfw.types import Clock, Example
 
 if TYPE_CHECKING:
+    from kdfw.context import StageContext
     from kdfw.data.sets import Data
-    from kdfw.engine.context import StageContext
 
 
 class Triples(Sampler):

@@ -40,13 +40,13 @@ import numpy as np
 from pydantic import Field
 
 from kdfw.components import Teacher
-from kdfw.engine.fingerprint import fingerprint
 from kdfw.errors import ArtifactError, ConfigError, KdfwError
+from kdfw.fingerprint import fingerprint
 from kdfw.teachers.llm import POINTWISE, check_template, fill
 from kdfw.teachers.store import ScoreStore, pair_keys, text_hashes
 
 if TYPE_CHECKING:
-    from kdfw.engine.context import StageContext
+    from kdfw.context import StageContext
 
 GRADED = (
     "How well does the passage answer the query? Reply with one number from 0 (not at all) to {highest} (perfectly), "

@@ -9,13 +9,13 @@ import numpy as np
 from pydantic import Field
 
 from kdfw.components import Teacher
-from kdfw.engine.fingerprint import fingerprint
 from kdfw.errors import ConfigError
+from kdfw.fingerprint import fingerprint
 from kdfw.references import TeacherRef
 from kdfw.types import Text
 
 if TYPE_CHECKING:
-    from kdfw.engine.context import StageContext
+    from kdfw.context import StageContext
     from kdfw.teachers.scoring import PairScorer
 
 Normalise = Literal["none", "min-max", "z-score", "softmax", "rank"]

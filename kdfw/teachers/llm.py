@@ -12,11 +12,11 @@ import torch
 from pydantic import Field
 
 from kdfw.components import Teacher
-from kdfw.engine.fingerprint import fingerprint
 from kdfw.errors import ConfigError
+from kdfw.fingerprint import fingerprint
 
 if TYPE_CHECKING:
-    from kdfw.engine.context import StageContext
+    from kdfw.context import StageContext
 
 POINTWISE = (
     "Does the passage answer the query? Reply with one word, yes or no.\n\n"

@@ -10,11 +10,11 @@ import numpy as np
 from pydantic import Field
 
 from kdfw.components import Teacher
-from kdfw.engine.fingerprint import file_digest, fingerprint
 from kdfw.errors import DataError
+from kdfw.fingerprint import file_digest, fingerprint
 
 if TYPE_CHECKING:
-    from kdfw.engine.context import StageContext
+    from kdfw.context import StageContext
 
 
 class ScoreFile(Teacher):

@@ -17,8 +17,8 @@ from kdfw.references import CandidatesRef, DataRef, TeacherRef
 from kdfw.types import Text
 
 if TYPE_CHECKING:
+    from kdfw.context import StageContext
     from kdfw.data.sets import RankingData
-    from kdfw.engine.context import StageContext
     from kdfw.teachers.scoring import PairScorer
 
 BINS = 20

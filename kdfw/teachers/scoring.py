@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 from kdfw.components import Model, Teacher
-from kdfw.engine.fingerprint import fingerprint
 from kdfw.errors import TrainingError
+from kdfw.fingerprint import fingerprint
 from kdfw.teachers.store import ScoreStore, pair_keys, text_hashes
 from kdfw.types import Batch, Text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kdfw.engine.context import StageContext
+    from kdfw.context import StageContext
     from kdfw.teachers.vectors import PassageVectors
 
 NAMED = 10

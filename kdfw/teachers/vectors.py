@@ -17,7 +17,7 @@ from kdfw.errors import ArtifactError
 from kdfw.types import Batch, Signals, Text, TextSource
 
 if TYPE_CHECKING:
-    from kdfw.engine.context import StageContext
+    from kdfw.context import StageContext
     from kdfw.models.forward import Budget
 
 CHUNK = 4096

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kdfw.engine import files
+from kdfw import files
 from kdfw.engine.artifacts import MANIFEST, ArtifactStore
 from kdfw.errors import ArtifactError
 
@@ -123,7 +123,7 @@ def test_write_atomic_keeps_the_old_file_when_writing_fails(tmp_path: Path, monk
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("kdfw.engine.files.os.fsync", full)
+    monkeypatch.setattr("kdfw.files.os.fsync", full)
     with pytest.raises(ArtifactError, match="free some space"):
         files.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from kdfw.engine.files import files_below
-from kdfw.engine.fingerprint import file_digest
+from kdfw.files import files_below
+from kdfw.fingerprint import file_digest
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["kdfw.engine.api", "kdfw.builtin", "kdfw.models.forward", "transformers.models.bert"])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kdfw.components import Model
-from kdfw.engine.context import Workers
+from kdfw.context import Workers
 from kdfw.models.forward import (
     Budget,
     Representations,

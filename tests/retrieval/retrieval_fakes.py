@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from kdfw.components import Model
+from kdfw.context import Workers
 from kdfw.data.ranking import Ranking
 from kdfw.data.sets import RankingData
-from kdfw.engine.context import Workers
 from kdfw.models.rows import MicroBatch, RowGroup
 from kdfw.types import Qrels, Text
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from kdfw.components import Model, Teacher
+from kdfw.context import Workers
 from kdfw.data.ranking import Ranking
-from kdfw.engine.context import Workers
 
 
 class Bar:

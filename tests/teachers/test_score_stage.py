@@ -15,10 +15,10 @@ import torch
 from teacher_fakes import FakeContext, Lengths
 
 from kdfw.components import Model
+from kdfw.context import Workers
 from kdfw.data.ranking import Ranking
 from kdfw.data.sets import RankingData
 from kdfw.data.table import TextTable
-from kdfw.engine.context import Workers
 from kdfw.errors import DataError, TrainingError
 from kdfw.models.rows import MicroBatch, RowGroup
 from kdfw.teachers import vectors as vectors_module

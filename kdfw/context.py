@@ -36,13 +36,13 @@ class Workers:
 
     def gather(self, array: np.ndarray) -> np.ndarray:
         """Every process's rows, in rank order, on every process. Arrays may differ in their first length."""
-        from kdfw.engine.processes import gather_rows
+        from kdfw.processes import gather_rows
 
         return gather_rows(array, self)
 
     def barrier(self) -> None:
         """Wait for the others."""
-        from kdfw.engine.processes import barrier
+        from kdfw.processes import barrier
 
         barrier(self)
 

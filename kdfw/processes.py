@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch.nn import Parameter
 
-    from kdfw.engine.context import Workers
+    from kdfw.context import Workers
 
 
 def gather_rows(array: np.ndarray, workers: Workers) -> np.ndarray:
