@@ -12,6 +12,7 @@ from torch import Tensor
 from kdfw.components import Loss, Schedule, as_schedule
 from kdfw.errors import ConfigError
 from kdfw.losses.masking import (
+    contrasted,
     divide,
     labels_of,
     masked_mean,
@@ -122,7 +123,9 @@ class InfoNCE(Loss):
         name = "batch_logits" if self.in_batch else "logits"
         scores = wide(student[name])
         mask = signal_mask(student, name)
-        real = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.to(scores.device)
+        real = contrasted(batch, scores, self.in_batch)
+        if mask is not None:
+            real = real & mask.to(scores.device)
         labels = labels_of(student, batch).to(scores.device)
         own = labels > 0
         if batch.mask is not None:
@@ -187,7 +190,9 @@ class LocalizedContrastive(Loss):
 
     def forward(self, student: Signals, teachers: Sequence[Signals], batch: Batch, clock: Clock) -> LossTerms:
         scores = wide(student["logits"])
-        real = torch.ones_like(scores, dtype=torch.bool) if student.mask is None else student.mask.to(scores.device)
+        real = contrasted(batch, scores)
+        if student.mask is not None:
+            real = real & student.mask.to(scores.device)
         targets = (labels_of(student, batch) > 0) & real
         cooled = divide(scores.masked_fill(~real, 0.0), self.temperature.at(clock, student, teachers))
         values = contrastive(cooled, targets, real & ~targets, self.positives)

@@ -108,6 +108,22 @@ def own_columns(chosen: Tensor, batch: Batch, batch_logits: Tensor) -> Tensor:
     return counts.scatter_add(1, batch.candidates.to(chosen.device), chosen.long()) > 0
 
 
+def contrasted(batch: Batch, like: Tensor, in_batch: bool = False) -> Tensor:
+    """(Q, D), or (Q, P) with `in_batch`, bool, in the shape of the scores `like`: what may be told apart.
+
+    A candidate of a kind of its own (one that an augmenter made, `Candidate.kind`) is neither positive nor negative:
+    it is left out, and in the scores against the whole step for every query.
+    """
+    other = [[kind not in ("positive", "negative") for kind in kinds] for kinds in batch.kinds]
+    if not any(map(any, other)):
+        return torch.ones_like(like, dtype=torch.bool)
+    width = like.shape[1] if batch.candidates is None else batch.candidates.shape[1]
+    made = torch.tensor([row + [False] * (width - len(row)) for row in other], device=like.device)
+    if not in_batch:
+        return ~made
+    return ~own_columns(made, batch, like).any(0).expand_as(like)
+
+
 def scaled(scores: Tensor, mask: Tensor, how: str) -> Tensor:
     """(Q, D) scores of each item brought to a common scale over its real alternatives.
 

@@ -1,5 +1,6 @@
 """Invariants of ADAM as reconstructed here (arXiv:2212.10192)."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdfw.errors import ConfigError
+from kdfw.losses.contrastive import InfoNCE, LocalizedContrastive
 from kdfw.losses.kl import KL, kl_divergence
 from kdfw.types import Batch, Candidate, Clock, Example, Signals, Text
 from kdfw_plugins.adam.dark import count_of, mask_tokens, mix_tokens
@@ -111,6 +113,27 @@ def test_permuting_dark_examples_or_negatives_changes_nothing() -> None:
         options = {"start": 0.05, "end": 0.05, "unselected": unselected}
         moved = value(student[:, order], teacher[:, order], **options)
         assert torch.allclose(moved, value(student, teacher, **options))
+
+
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_dark_examples_never_enter_the_contrastive_term(in_batch: bool) -> None:
+    full = batch(3)
+    candidates = torch.arange(3 * (PLAIN + DARK)).reshape(3, PLAIN + DARK)
+    plain_rows = candidates[:, :PLAIN].flatten()
+    labels = torch.zeros(3, PLAIN + DARK)
+    labels[:, 0] = 1.0
+    everything = scores(1, 3, 3 * (PLAIN + DARK))
+    with_dark = replace(full, candidates=candidates, labels=labels)
+    without = replace(batch(3, dark=0), candidates=torch.arange(3 * PLAIN).reshape(3, PLAIN), labels=labels[:, :PLAIN])
+    first = Signals(logits=everything.gather(1, candidates), extra={"batch_logits": everything})
+    own = first["logits"][:, :PLAIN]
+    second = Signals(logits=own, extra={"batch_logits": everything[:, plain_rows]})
+    loss = InfoNCE(in_batch=in_batch)
+    got = loss(first, [], with_dark, clock()).total
+    assert torch.allclose(got, loss(second, [], without, clock()).total)
+    assert not torch.allclose(got, loss(first, [], replace(with_dark, kinds=()), clock()).total)
+    if not in_batch:
+        assert torch.allclose(LocalizedContrastive()(first, [], with_dark, clock()).total, got)
 
 
 tokens = st.lists(st.integers(0, 50), min_size=1, max_size=30)
