@@ -6,12 +6,12 @@ import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from kdfw_plugins.adam.dark import mask_tokens, mix_tokens
 from pydantic import Field
 
 from kdfw.components import Augmenter
 from kdfw.errors import ConfigError
 from kdfw.types import Candidate, Clock, Example, Text
+from kdfw_plugins.adam.dark import mask_tokens, mix_tokens
 
 if TYPE_CHECKING:
     from kdfw.context import StageContext
