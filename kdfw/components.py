@@ -445,7 +445,11 @@ class Stage(Component):
         raise NotImplementedError
 
     def preflight(self, context: StageContext) -> Mapping[str, Any]:
-        """One batch through the stage without training or writing: numbers for `kdfw check`."""
+        """One batch through the stage, without training: numbers for `kdfw check`.
+
+        Leaves a stand-in for the artifact in `context.folder` (a few lists, the model as it starts), which later stages
+        of the check read; nothing of it is kept. `warnings` among the numbers are shown as such.
+        """
         return {}
 
 

@@ -86,6 +86,10 @@ class StageContext(Protocol):
         """A loaded teacher: a model, or a source of scores."""
         ...
 
+    def is_model(self, name: str) -> bool:
+        """Whether a reference names a model, or a stage that trains one."""
+        ...
+
     def holds_scores(self, name: str) -> bool:
         """Whether a teacher reference names a stage with stored scores rather than a model."""
         ...

@@ -39,17 +39,21 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-_remembered: dict[tuple[str, int, int], str] = {}
+_remembered: dict[tuple[str, int, int, int], str] = {}
 
 
 def remembered_digest(path: Path, cache: Path | None = None) -> str:
-    """`file_digest`, remembered by (path, size, modification time) in this process and, given a cache, on disk.
+    """`file_digest`, remembered by (path, size, times) in this process and, given a cache, on disk.
+
+    The times are those of the last write and of the last change of status: a program can set the first one back, but
+    not the second, so a file of another content under the old size and date is noticed.
+
 
     Raises DataError when the file cannot be read.
     """
     try:
         stat = path.stat()
-        key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+        key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         if key in _remembered:
             return _remembered[key]
         memo = None if cache is None else cache / "file-hashes" / f"{digest_of(list(key))}.txt"
@@ -64,7 +68,7 @@ def remembered_digest(path: Path, cache: Path | None = None) -> str:
         value = file_digest(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if abs(time.time_ns() - stat.st_mtime_ns) > _RACY_NS:
+    if abs(time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns)) > _RACY_NS:
         _remembered[key] = value
         if memo is not None:
             try:
@@ -113,17 +117,22 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
         and path != folder / MANIFEST
         and (path.name == MANIFEST or not any(place in path.parents for place in own))
     }
-    text = json.dumps({**content, "files": files}, indent=1)  # keys keep their order: that of splits is shown
+    value = {**content, "files": files}
+    value = json.loads(json.dumps(value))  # as it will be read back, so that its digest holds then
+    # keys keep their order: that of splits is shown
+    text = json.dumps({**value, "digest": digest_of(value)}, indent=1)
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder whose files all have the size it says.
 
-    Raises ArtifactError naming the first file that is missing or has another size.
+    Raises ArtifactError naming the first file that is missing or has another size, and for a changed manifest.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest.pop("digest") != digest_of(manifest):
+            raise ValueError("its checksum is another")
         sizes = {name: int(entry["size"]) for name, entry in manifest["files"].items()}
     except FileNotFoundError:
         raise ArtifactError(f"{folder}: no {MANIFEST}: not a finished folder; delete it and run again") from None
@@ -153,8 +162,9 @@ def verify_digests(folder: Path) -> None:
 def build_folder(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> Path:
     """Make `folder` by calling `build` on a temporary one: once, whole, by one process at a time.
 
-    A folder that is already there and complete is left alone; a damaged one is built again. `build` returns what the
-    manifest says beside the files. Raises ArtifactError when the place cannot be written.
+    A folder that is already there and whole is left alone; a damaged one (every byte is looked at, once a process) is
+    built again. `build` returns what the manifest says beside the files. Raises ArtifactError when the place cannot
+    be written.
     """
     from filelock import FileLock
 
@@ -171,7 +181,6 @@ def build_folder(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> Pa
             write_manifest(temporary, build(temporary))
             sync_folder(temporary)
             if folder.exists():
-                log.warning("%s is damaged: built again", folder)
                 shutil.rmtree(folder)
             os.replace(temporary, folder)
     except OSError as error:
@@ -181,14 +190,28 @@ def build_folder(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> Pa
     return folder
 
 
+_whole: dict[Path, tuple[tuple[str, int, int, int], ...]] = {}
+"""Folders whose bytes this process has verified, with the sizes and times of their files then."""
+
+
 def _complete(folder: Path) -> bool:
     if not folder.exists():
         return False
     try:
-        read_manifest(folder)
-    except ArtifactError:
+        state = _state(folder)
+        if _whole.get(folder) == state:
+            return True
+        verify_digests(folder)
+    except (ArtifactError, OSError) as damage:
+        log.warning("%s; built again", str(damage).removesuffix("; delete the folder and run again"))
         return False
+    _whole[folder] = state
     return True
+
+
+def _state(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
+    stats = [(str(path), path.stat()) for path in sorted(folder.rglob("*"))]
+    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats)
 
 
 def missing_file(path: Path, what: str, layout: Iterable[str] = ()) -> DataError:

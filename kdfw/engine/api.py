@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.resources
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -159,7 +158,8 @@ def check(
 ) -> list[dict[str, Any]]:
     """Check a recipe, then put one batch through every stage without training.
 
-    A stage that reads what an earlier one has not made yet is reported as waiting. Returns one mapping a stage.
+    A stage that has not run leaves a stand-in (random candidates, the untrained model) for those that read it.
+    Returns: one mapping a stage.
     """
     import torch
 
@@ -173,25 +173,23 @@ def check(
         plan=planned, store=store, workers=Workers(), device=device, precision=planned.precision, offline=offline
     )
     reports: list[dict[str, Any]] = []
-    for stage in planned.stages:
-        found = store.find(stage.kind, stage.fingerprint, verify=False)
-        if found is not None:
-            runtime.artifacts[stage.name] = found.folder
-        report: dict[str, Any] = {"name": stage.name, "type": stage.kind}
-        waiting = [name for name in stage.inputs if name not in runtime.artifacts]
-        if waiting:
-            report["state"] = f"waits for {', '.join(waiting)}"
-        else:
-            scratch = Path(tempfile.mkdtemp(prefix="kdfw-check-"))
-            context = Context(runtime, stage, scratch)
+    with tempfile.TemporaryDirectory(prefix="kdfw-check-") as scratch:
+        for stage in planned.stages:
+            found = store.find(stage.kind, stage.fingerprint, verify=False)
+            if found is not None:
+                runtime.artifacts[stage.name] = found.folder
+                reports.append({"name": stage.name, "type": stage.kind, "state": "cached"})
+                continue
+            folder = Path(scratch) / stage.folder
+            folder.mkdir()
+            context = Context(runtime, stage, folder)
             try:
-                report["state"] = "cached" if found is not None else "ready"
-                report |= _plain(stage.stage.preflight(context))
+                seen = _plain(stage.stage.preflight(context))
             finally:
                 context.release()
-                shutil.rmtree(scratch, ignore_errors=True)
-            report["memory_mb"] = _peak_memory(device)
-        reports.append(report)
+            runtime.artifacts[stage.name] = folder
+            memory = {"memory_mb": _peak_memory(device)}
+            reports.append({"name": stage.name, "type": stage.kind, "state": "ready", **seen, **memory})
     return reports
 
 

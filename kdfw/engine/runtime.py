@@ -137,6 +137,13 @@ class Context:
             return self._models[name]
         return self.model(name)
 
+    def is_model(self, name: str) -> bool:
+        """Whether a reference names a model, or a stage that trains one."""
+        target = self.target(name)
+        if target.kind == "stage":
+            return "model" in self.runtime.plan.stage(target.name).stage.produces
+        return target.kind == "model" and self.runtime.plan.recipe.models[target.name].kind == "student"
+
     def holds_scores(self, name: str) -> bool:
         """Whether a teacher reference names a stage with stored scores."""
         target = self.target(name)

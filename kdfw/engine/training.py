@@ -717,7 +717,7 @@ class Trainer:
     # ------------------------------------------------------------ checks
 
     def preflight(self) -> Mapping[str, Any]:
-        """One batch through everything, without an optimizer step."""
+        """One batch through everything, without an optimizer step; the stand-in is the model as it starts."""
         batch = self.feed.batch(0)
         clock = self.feed.clock(0)
         model = self.models[STUDENT]
@@ -741,6 +741,7 @@ class Trainer:
                 warnings += _doubts(slot.reference, self._teacher_signals(number, batch, {}), batch)
         if warnings:
             report["warnings"] = warnings
+        self._write_models()
         return report
 
 

@@ -118,6 +118,30 @@ class Evaluate(Stage):
         else:
             self._run_task(context, data)
 
+    def preflight(self, context: StageContext) -> Mapping[str, Any]:
+        """A few items through every model; nothing is measured."""
+        from kdfw.evaluation.tasks import first_batch
+        from kdfw.models.forward import signals_of
+        from kdfw.models.precision import autocast_dtype
+
+        batch = first_batch(context.data(), self.split)
+        report: dict[str, Any] = {"items": len(batch), "systems": len(self.systems)}
+        for reference in self.systems:
+            if not context.is_model(reference):
+                continue
+            model = context.model(reference)
+            groups = model.rows(batch, frozenset({"logits"}))
+            signals = signals_of(
+                model, batch, frozenset({"logits"}), device=context.device, autocast=autocast_dtype(context.precision)
+            )
+            rows = sum(len(group) for group in groups)
+            assert signals.logits is not None
+            report[_short(reference)] = {
+                "logits": list(signals.logits.shape),
+                "truncated": f"{sum(group.truncated for group in groups) / max(1, rows):.1%}",
+            }
+        return report
+
     # ------------------------------------------------------------ ranking
 
     def _run_ranking(self, context: StageContext, data: RankingData) -> None:

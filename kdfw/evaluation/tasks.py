@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdfw.data.sets import RankingData
 from kdfw.errors import DataError, one_of
 
 if TYPE_CHECKING:
@@ -210,6 +211,27 @@ def evaluate_split(
 def measure_split(model: Model, data: Data, split: str, name: str, **road: Any) -> float:
     """One measure of a model on a split, for the choice of a checkpoint."""
     return evaluate_split(model, data, split, [name], **road).measures[name]
+
+
+def first_batch(data: Data, split: str, items: int = 4, depth: int = 8) -> Batch:
+    """A few items of a split as a batch, with random candidates where the task has them: what a check tries."""
+    if isinstance(data, RankingData):
+        from kdfw.retrieval.mining import stand_in
+        from kdfw.teachers.scoring import ranking_batch
+        from kdfw.types import Text
+
+        lists = stand_in(data, split, depth, include_positives=True)
+        queries = data.queries[split]
+        rows = [lists.of(number)[0] for number in range(min(items, len(lists)))]
+        ids = lists.query_ids[: len(rows)]
+        return ranking_batch(
+            list(ids),
+            [Text(source=queries, row=queries.row(id)) for id in ids],
+            [[Text(source=data.corpus, row=int(row)) for row in part] for part in rows],
+            [[data.corpus.id(int(row)) for row in part] for part in rows],
+        )
+    batch: Batch = next(_batches(data, split, items)[1]())
+    return batch
 
 
 def _batches(data: Data, split: str, size: int) -> tuple[list[str], Callable[[], Any], Any]:

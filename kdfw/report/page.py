@@ -94,7 +94,7 @@ def _chips(run: RunView) -> Markup:
         element("li", f"{len(run.stages)} stages"),
         element("li", duration(seconds)) if seconds else None,
     ]
-    for key, words in (("seed", "seed {}"), ("device", "{}"), ("arithmetic", "{}"), ("processes", "{} processes")):
+    for key, words in (("seed", "seed {}"), ("device", "{}"), ("precision", "{}"), ("processes", "{} processes")):
         value = manifest.get(key)
         if isinstance(value, (str, int)) and not (key == "processes" and value == 1) and value != "":
             chips.append(element("li", words.format(value)))
@@ -471,11 +471,14 @@ def _summary(stage: StageView) -> Child:
         return "measures above"
     parts = []
     for key, value in stage.summary.items():
+        words = key.replace("_", " ")
         number = as_number(value)
-        if number is not None:
-            parts.append(f"{key} {count(number) if key == 'parameters' else short(number)}")
+        if isinstance(value, dict) and isinstance(value.get(key), str):  # {precision: {precision: fp32, ...}}
+            value = value[key]
+        if number is not None and number != 0:  # what did not happen need not be told
+            parts.append(f"{words} {count(number) if key == 'parameters' else short(number)}")
         elif isinstance(value, (str, bool)):
-            parts.append(f"{key} {value}")
+            parts.append(f"{words} {value}")
     return ", ".join(parts[:8]) + (" ..." if len(parts) > 8 else "")
 
 

@@ -272,7 +272,7 @@ class BM25(Retriever):
             context.log.info("building the BM25 index of %d passages", len(corpus))
             build(corpus, self.analyzer, self.formula, folder)
 
-        folder = kept(context.cache / "bm25" / key, make, context.log)
+        folder = kept(context.cache / "bm25" / key, make)
         terms = json.loads((folder / "vocab.index.json").read_text(encoding="utf-8"))
         absent = folder / "nonoccurrence_array.index.npy"
         return Index(

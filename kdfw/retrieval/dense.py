@@ -86,7 +86,7 @@ class Dense(Retriever):
         options = self.index
         building = options.model_dump(exclude={"probes", "ef_search", "rescore"})
         key = fingerprint([vectors.folder.name, building, self.version, _faiss_version()])
-        folder = kept(context.cache / "faiss" / key, lambda folder: build_index(vectors, options, folder), context.log)
+        folder = kept(context.cache / "faiss" / key, lambda folder: build_index(vectors, options, folder))
         return Approximate(folder, options, vectors, context.device)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -103,6 +103,12 @@ class Filter(Stage):
                 "mean_length": round(float(lengths.mean()), 2) if len(lengths) else 0.0,
             }
         )
+
+    def preflight(self, context: StageContext) -> Mapping[str, Any]:
+        """The lists as they come: ranks mean nothing before a search."""
+        lists = context.candidates(self.of)
+        lists.save(context.folder)
+        return {"queries": len(lists)}
 
     def wanted(self, rank: float, teacher_rank: float) -> bool:
         """Whether a query stays, by the rank of its positive in the list and by the teacher's scores."""

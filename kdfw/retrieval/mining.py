@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 BLOCK_QUERIES = 8_192
 """Queries mined between two points a killed run can go on from."""
+STAND_INS = 16
+"""Queries of a check."""
 SMALL_RUN = 200_000
 """Results up to which `run.trec` is written too."""
 COUNTS = ("own", "positives", "window", "scores", "margin", "limit")
@@ -188,11 +190,16 @@ class Mine(Stage):
         context.summary(summary_of(ranking, counts))
 
     def preflight(self, context: StageContext) -> Mapping[str, Any]:
-        """The first queries through the whole of it."""
+        """Lists of random passages for the first queries: the search itself is not tried."""
         data: RankingData = context.data(self.data)  # type: ignore[assignment]
-        queries = Part(self._queries(data), 0, 8)
-        ranking, counts = self._mine(queries, data, data.positives(self.split, self.min_grade), context)
-        return summary_of(ranking, counts)
+        queries = self._queries(data)
+        ranking = stand_in(data, self.split, self.depth, include_positives=not self.rules.drop_positives)
+        ranking.save(context.folder)
+        unjudged = sum(not data.positives(self.split, self.min_grade).get(query) for query in ranking.query_ids)
+        report: dict[str, Any] = {"queries": len(queries), "passages": len(data.corpus), "stand-ins": len(ranking)}
+        if unjudged == len(ranking):
+            report["warnings"] = [f"no labelled positive among the first {len(ranking)} queries of {self.split!r}"]
+        return report
 
     def _queries(self, data: RankingData) -> TextSource:
         if self.split not in data.queries:
@@ -263,6 +270,24 @@ def _at_the_end(rows: np.ndarray, scores: np.ndarray, missing: Sequence[int]) ->
     return np.concatenate((rows, np.asarray(missing, dtype=np.int64))), np.concatenate(
         (scores, np.asarray(tail, dtype=np.float32))
     )
+
+
+def stand_in(data: RankingData, split: str, depth: int, *, include_positives: bool) -> Ranking:
+    """Random lists of a split's first judged queries, which a check uses where a search would be."""
+    rng = np.random.default_rng(0)
+    positives = data.positives(split)
+    queries = data.queries[split]
+    ids = [queries.id(row) for row in range(min(len(queries), 1000))]
+    ids = ([id for id in ids if positives.get(id)] or ids)[:STAND_INS]
+    lists = []
+    for id in ids:
+        drawn = rng.choice(len(data.corpus), size=min(depth, len(data.corpus)), replace=False)
+        judged = [row for row in (_row(data, passage) for passage in positives.get(id, ())) if row >= 0]
+        rows = np.asarray([row for row in drawn if row not in judged], dtype=np.int64)
+        if include_positives:
+            rows = np.concatenate([np.asarray(judged, dtype=np.int64), rows])[:depth]
+        lists.append((id, rows, np.linspace(1.0, 0.0, len(rows), dtype=np.float32)))
+    return Ranking.from_lists(iter(lists))
 
 
 class Part:

@@ -6,10 +6,11 @@ built here also opens with `bm25s.BM25.load(folder, mmap=True)`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -86,9 +87,8 @@ def invert(
         np.save(folder / "indices.csc.index.npy", np.zeros(0, dtype=np.int32))
         np.save(folder / "data.csc.index.npy", np.zeros(0, dtype=np.float32))
         return
-    new = np.lib.format.open_memmap
-    rows_out = new(folder / "indices.csc.index.npy", mode="w+", dtype=np.int32, shape=(total,))
-    values_out = new(folder / "data.csc.index.npy", mode="w+", dtype=np.float32, shape=(total,))
+    rows_out = _mapped(folder / "indices.csc.index.npy", np.int32, total)
+    values_out = _mapped(folder / "data.csc.index.npy", np.float32, total)
     cursor = starts[:-1].copy()
     for entries in blocks():
         terms, rows, _ = entries
@@ -101,3 +101,17 @@ def invert(
         cursor += counts
     rows_out.flush()
     values_out.flush()
+
+
+def _mapped(path: Path, dtype: Any, entries: int) -> np.ndarray:
+    """A new array in a file. Its space is taken at once: on a full disk a write through a map kills the process."""
+    array: np.ndarray = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(entries,))
+    with path.open("r+b") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, size)
+        else:
+            stream.seek(array.offset)  # type: ignore[attr-defined]
+            for begin in range(0, array.nbytes, 1 << 20):
+                stream.write(bytes(min(1 << 20, array.nbytes - begin)))
+    return array

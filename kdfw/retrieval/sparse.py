@@ -68,4 +68,4 @@ def _lists(stored: Ragged, context: StageContext) -> Postings:
         invert(blocks, folder, max(largest, default=-1) + 1)
 
     key = fingerprint(["postings", stored.folder.name])
-    return Postings.open(kept(context.cache / "sparse" / key, make, context.log), stored.num_rows)
+    return Postings.open(kept(context.cache / "sparse" / key, make), stored.num_rows)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from kdfw.data.store import build_folder, verify_digests
+from kdfw.data.store import build_folder
 from kdfw.errors import ArtifactError
 
 T = TypeVar("T")
@@ -29,7 +27,7 @@ class Opened(Generic[T]):
         return self._value
 
 
-def kept(folder: Path, build: Callable[[Path], None], log: logging.Logger) -> Path:
+def kept(folder: Path, build: Callable[[Path], None]) -> Path:
     """`folder`, built by `build` if it is not there yet; verified, and built again if a byte of it has changed.
 
     Raises: ArtifactError when the folder cannot be written, or is damaged and cannot be replaced.
@@ -39,20 +37,7 @@ def kept(folder: Path, build: Callable[[Path], None], log: logging.Logger) -> Pa
         build(temporary)
         return {}
 
-    build_folder(folder, make)
-    try:
-        verify_digests(folder)
-    except ArtifactError as damage:
-        from filelock import FileLock
-
-        with writing(folder), FileLock(folder.with_name(f".{folder.name}.mend.lock")):
-            try:
-                verify_digests(folder)  # another process may have mended it while we waited
-            except ArtifactError:
-                log.warning("%s; building it again", damage)
-                shutil.rmtree(folder)
-                build_folder(folder, make)
-    return folder
+    return build_folder(folder, make)
 
 
 @contextmanager

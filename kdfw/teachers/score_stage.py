@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 BINS = 20
 """Bins of the histogram of scores in the summary."""
 NAMED = 10
+PREFLIGHT_QUERIES = 16
+PREFLIGHT_DEPTH = 16
+"""Queries, and candidates of each, that a check scores with a model."""
 
 
 class Score(Stage):
@@ -245,15 +248,31 @@ class Score(Stage):
         scorer = PairScorer(context, self.teacher, tokens_per_batch=self.tokens_per_batch)
         if scorer.store is not None:
             scorer.store.writable = False  # a check writes nothing
-        block = (work.blocks(4) or [[]])[0][:4]
-        lists = list(work.score(block, scorer, depth=8))
+        numbers = [number for block in work.blocks(PREFLIGHT_QUERIES)[:1] for number in block]
+        cheap = isinstance(scorer.teacher, Model)  # an endpoint costs money: two queries are enough to see it answer
+        tried, depth = (numbers, PREFLIGHT_DEPTH) if cheap else (numbers[:2], 4)
+        lists = list(work.score(tried, scorer, depth=depth))
         scores = [found for _, _, found in lists]
-        return {
+        known = {number: dict(zip(rows.tolist(), found.tolist(), strict=True)) for number, rows, found in lists}
+        stand_ins = []
+        for number in numbers:
+            rows, _ = work.list_of(number)
+            values = np.linspace(1.0, 0.0, len(rows), dtype=np.float32)  # for what was not tried
+            for place, row in enumerate(rows.tolist()):
+                values[place] = known.get(number, {}).get(row, values[place])
+            stand_ins.append((work.query_ids[number], rows, values))
+        Ranking.from_lists(iter(stand_ins)).save(context.folder)
+        report: dict[str, Any] = {
             "queries": len(lists),
             "candidates": int(sum(len(found) for found in scores)),
             "missing": int(sum((~np.isfinite(found)).sum() for found in scores)),
-            "constant": sum(len(found) > 1 and bool(np.ptp(found) == 0) for found in scores),
         }
+        constant = [
+            work.query_ids[number] for number, _, found in lists if len(found) > 1 and bool(np.ptp(found) == 0)
+        ]
+        if constant:
+            report["warnings"] = [f"teacher {self.teacher!r}: all scores equal for {_named(constant)}"]
+        return report
 
 
 class _Work:

@@ -330,7 +330,7 @@ def test_shares_of_a_translation_batch_together_give_the_loss_of_the_whole(
                 tokens += len(found.labels)
         assert total == pytest.approx(expected.item(), rel=1e-5)
         count: Any = model
-        assert tokens == len(whole.labels) == count.count_items(batch)
+        assert tokens == len(whole.labels) == count.num_items(batch)
 
 
 # ---------------------------------------------------------------- processes
