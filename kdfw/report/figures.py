@@ -178,11 +178,12 @@ def scatter(
     taken: list[tuple[float, float]] = []
     for name, (x, y) in sorted(usable.items(), key=lambda item: -item[1][1]):
         left, top = frame.px(x), frame.py(y)
-        # a label goes to the side with room, and below one it would cover
+        # a label goes to the side with room, and clear of those it would cover
         before = left > (LEFT + WIDTH - RIGHT) / 2
         line = top + 4
+        down = 13 if line < HEIGHT - BOTTOM - 20 else -13
         while any(abs(line - other) < 13 and abs(left - at) < 170 for at, other in taken):
-            line += 13
+            line += down
         taken.append((left, line))
         kind, radius = ("s1", 6.5) if name in marked else ("s0", 5.0)
         words = element("title", f"{name}: {short(y)} at {short(x)}")

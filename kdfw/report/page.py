@@ -236,6 +236,16 @@ def teacher_systems(run: RunView, found: Evaluation, student: str) -> list[str]:
     return [name for name in dict.fromkeys(teachers) if found.system(name) is not None]
 
 
+def system_before(run: RunView, student: str) -> str:
+    """What the student was before the run trained it: the model its training stage names; empty when unknown."""
+    stages = {str(stage.get("name")): stage for stage in _written_stages(run.recipe.get("stages"))}
+    named, seen = student.split("#")[0], set()
+    while named in stages and named not in seen:
+        seen.add(named)
+        named = str(stages[named].get("student", "")).split("|")[-1].strip()
+    return "" if named in stages else named
+
+
 def _written_stages(value: Any) -> Iterator[dict[str, Any]]:
     for stage in mappings(value):
         yield stage
@@ -258,7 +268,13 @@ def _headline(run: RunView, stage: StageView) -> Markup | None:
     gain = as_number(against.get("difference"))
     if gain is not None:
         p = as_number(against.get("holm"))
-        cards.append(_card(f"Gain over {found.baseline}", f"{gain:+.4f}", f"p {_p_words(p)}" if p is not None else ""))
+        cards.append(_card(f"Against {found.baseline}", f"{gain:+.4f}", f"p {_p_words(p)}" if p is not None else ""))
+    before = found.system(system_before(run, student.name))
+    if before is not None and before.name != found.baseline and name in before.measures:
+        change = value - before.measures[name]
+        cards.append(
+            _card("Against itself untrained", f"{change:+.4f}", f"it had {measure(name, before.measures[name])}")
+        )
     teachers = teacher_systems(run, found, student.name)
     teacher = found.system(teachers[0]) if teachers else None
     if teacher is not None and teacher.measures.get(name, 0.0) > 0:

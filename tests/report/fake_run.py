@@ -47,7 +47,14 @@ def write_run(folder: Path, *, queries: int = 240, steps: int = 400, names: Mapp
     stages = [
         ("mined", "mine", [], 6.3, False, {"queries": 2140, "depth": 50, "positives found": 0.83}),
         ("scores", "score", ["mined"], 61.2, True, {"pairs": 107_000, "constant rows": 0}),
-        ("distill", "train", ["mined", "scores"], 118.4, False, {"steps": steps, "items": 2140, "precision": "bf16"}),
+        (
+            "distill",
+            "train",
+            ["mined", "scores"],
+            118.4,
+            False,
+            {"steps": steps, "items": 2140, "precision": {"precision": "bf16", "device": "cpu"}},
+        ),
         ("test", "evaluate", ["distill"], 19.0, False, {}),
     ]
     records, planned = [], []
@@ -69,7 +76,7 @@ def write_run(folder: Path, *, queries: int = 240, steps: int = 400, names: Mapp
             "finished": True,
             "processes": 1,
             "device": "cpu",
-            "arithmetic": "bf16, fp32 products by onednn",
+            "precision": "bf16",
             "python": "3.11.7",
             "machine": {"system": "Linux", "processor": "x86_64", "cores": 2},
             "libraries": {"torch": "2.13.0", "transformers": "5.23.0"},
