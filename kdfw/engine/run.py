@@ -20,12 +20,14 @@ from kdfw import __version__
 from kdfw import fingerprint as fingerprints
 from kdfw.context import Workers
 from kdfw.engine.artifacts import MANIFEST, Artifact, ArtifactStore
+from kdfw.engine.cards import write_cards
 from kdfw.engine.runtime import Context, Runtime
 from kdfw.errors import ArtifactError
 from kdfw.files import files_below, link_or_copy, write_atomic, write_json
 from kdfw.plugins import registry
 from kdfw.processes import barrier, from_main
 from kdfw.recipe.plan import Plan, PlannedStage
+from kdfw.report import write_report
 
 log = logging.getLogger("kdfw")
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "faiss-cpu", "bm25s", "ranx", "tokenizers")
@@ -122,7 +124,8 @@ def run_plan(
     if workers.main:
         if not (before and not worked):
             _write_manifest(out, runtime, records, finished=True)
-        report = _report(out)
+        write_cards(out, plan, summaries)
+        report = write_report(out)
     barrier(workers)
     return RunResult(folder=out, stages=stages, summaries=summaries, nothing_to_do=before and not worked, report=report)
 
@@ -275,9 +278,3 @@ def _commit() -> str | None:
         return done.stdout.strip() + ("+" if dirty.stdout.strip() else "")
     except (OSError, subprocess.TimeoutExpired):
         return None
-
-
-def _report(out: Path) -> Path | None:
-    from kdfw.report import write_report
-
-    return write_report(out)

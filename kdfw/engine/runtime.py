@@ -16,6 +16,7 @@ from kdfw.components import Model, Teacher
 from kdfw.context import Progress, Workers
 from kdfw.data.ranking import Ranking
 from kdfw.engine.artifacts import ArtifactStore
+from kdfw.engine.cards import start_of
 from kdfw.engine.progress import progress
 from kdfw.errors import ArtifactError, ConfigError, DataError
 
@@ -50,16 +51,7 @@ class Runtime:
 
     def model_spec(self, target: Target) -> Any:
         """The spec of the model a target starts from."""
-        name = self._start(target)
-        return self.plan.recipe.models[name]
-
-    def _start(self, target: Target) -> str:
-        while target.kind == "stage":
-            planned = self.plan.stage(target.name)
-            trained: Mapping[str, str] = planned.stage.trained_models()  # type: ignore[attr-defined]
-            source = trained[target.part] if target.part else next(iter(trained.values()))
-            target = planned.targets[source]
-        return target.name
+        return self.plan.recipe.models[start_of(self.plan, target)]
 
     def weights(self, target: Target) -> Path | None:
         """The folder with a trained model's weights; None for a model as it comes."""
