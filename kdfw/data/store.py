@@ -117,10 +117,10 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
         and path != folder / MANIFEST
         and (path.name == MANIFEST or not any(place in path.parents for place in own))
     }
-    value = {**content, "files": files}
+    value = {key: content[key] for key in content if key != "checksum"} | {"files": files}
     value = json.loads(json.dumps(value))  # as it will be read back, so that its digest holds then
     # keys keep their order: that of splits is shown
-    text = json.dumps({**value, "digest": digest_of(value)}, indent=1)
+    text = json.dumps({**value, "checksum": digest_of(value)}, indent=1)
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
@@ -131,7 +131,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest.pop("digest") != digest_of(manifest):
+        if manifest.pop("checksum") != digest_of(manifest):
             raise ValueError("its checksum is another")
         sizes = {name: int(entry["size"]) for name, entry in manifest["files"].items()}
     except FileNotFoundError:

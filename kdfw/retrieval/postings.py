@@ -103,15 +103,15 @@ def invert(
     values_out.flush()
 
 
-def _mapped(path: Path, dtype: Any, entries: int) -> np.ndarray:
+def _mapped(path: Path, dtype: Any, entries: int) -> np.memmap:
     """A new array in a file. Its space is taken at once: on a full disk a write through a map kills the process."""
-    array: np.ndarray = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(entries,))
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(entries,))
     with path.open("r+b") as stream:
         size = os.fstat(stream.fileno()).st_size
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(stream.fileno(), 0, size)
         else:
-            stream.seek(array.offset)  # type: ignore[attr-defined]
+            stream.seek(array.offset)
             for begin in range(0, array.nbytes, 1 << 20):
                 stream.write(bytes(min(1 << 20, array.nbytes - begin)))
     return array
