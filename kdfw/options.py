@@ -372,8 +372,7 @@ def _check_options(
         model = plain_model(cls)(**{str(key): value for key, value in given.items()})
         for name in given:
             if declared[name].form == "plain":
-                value = getattr(model, name)
-                values[name] = _expand(value, (*path, name), where, problems) if isinstance(value, FilePath) else value
+                values[name] = _expand(getattr(model, name), (*path, name), where, problems)
     except ValidationError as error:
         for fault in error.errors():
             problems.append(_problem(fault, path, where, [*declared, *also_known]))
@@ -423,9 +422,15 @@ def _check_options(
     return values, tuple(references)
 
 
-def _expand(path: FilePath, at: Path, where: Where, problems: list[Problem]) -> FilePath:
-    """A path with `~` and `$NAME` filled in. Only paths are expanded: nothing else of the environment gets in."""
-    text = os.path.expandvars(os.path.expanduser(str(path)))
+def _expand(value: Any, at: Path, where: Where, problems: list[Problem]) -> Any:
+    """The value with `~` and `$NAME` filled in in each path. Only paths: nothing else of the environment gets in."""
+    if isinstance(value, dict):
+        return {key: _expand(item, (*at, str(key)), where, problems) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_expand(item, (*at, index), where, problems) for index, item in enumerate(value))
+    if not isinstance(value, FilePath):
+        return value
+    text = os.path.expandvars(os.path.expanduser(str(value)))
     missing = re.search(r"\$\{?(\w+)\}?", text)
     if missing:
         fix = f"set it: export {missing[1]}=..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -21,6 +22,15 @@ class Ramp(Schedule):
 
     def __init__(self, *, end: Annotated[float, Field(gt=0)]) -> None:
         self.end = end
+
+
+class Files(Schedule):
+    """Paths alone, in a mapping, in a pair in a mapping; and a text that only looks like one."""
+
+    def __init__(
+        self, *, one: Path, by_split: dict[str, Path], pairs: dict[str, tuple[Path, Path]], text: str = ""
+    ) -> None:
+        self.options = (one, by_split, pairs, text)
 
 
 class Term(Loss):
@@ -58,7 +68,7 @@ class Offers:
 
     @hookimpl
     def kdfw_schedules(self) -> dict[str, Any]:
-        return {"constant": Constant, "ramp": Ramp}
+        return {"constant": Constant, "ramp": Ramp, "files": Files}
 
     @hookimpl
     def kdfw_losses(self) -> dict[str, Any]:
@@ -159,3 +169,21 @@ def test_a_constructor_must_have_typed_keyword_options() -> None:
         options_of(Positional)
     with pytest.raises(PluginError, match="option 'end' has no type"):
         options_of(Untyped)
+
+
+def test_paths_are_expanded_wherever_they_stand_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDFW_TEST_PLACE", "/place")
+    monkeypatch.delenv("KDFW_TEST_NOWHERE", raising=False)
+    place = "$KDFW_TEST_PLACE/a"
+    raw = {"type": "files", "one": place, "by_split": {"x": place}, "pairs": {"y": [place, "b"]}, "text": place}
+    spec, faults = checked("schedule", raw)
+    assert faults == [] and spec is not None
+    full = Path("/place/a")
+    assert spec.build().options == (full, {"x": full}, {"y": (full, Path("b"))}, place)
+
+    nowhere = "$KDFW_TEST_NOWHERE/a"
+    spec, faults = checked("schedule", {**raw, "one": nowhere, "pairs": {"y": [place, nowhere]}})
+    assert [fault.split(";")[0] for fault in faults] == [
+        "here.one: the environment variable KDFW_TEST_NOWHERE is not set",
+        "here.pairs.y.1: the environment variable KDFW_TEST_NOWHERE is not set",
+    ]
