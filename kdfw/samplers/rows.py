@@ -69,7 +69,8 @@ class Pairs(Sampler):
 
 def prepare_image(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(height, width, channels) uint8 to (channels, height, width) float32, normalised per channel."""
-    values = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255.0
+    # a copy: stored images are a read-only map, which torch warns about
+    values = torch.from_numpy(image.transpose(2, 0, 1).copy()).float() / 255.0
     if len(mean):
         values = (values - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     return values
