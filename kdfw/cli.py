@@ -81,11 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parsed = build_parser().parse_args(arguments)
-    logging.basicConfig(
-        level=logging.DEBUG if parsed.verbose else logging.INFO, format="%(message)s", stream=sys.stderr
-    )
-    for noisy in ("urllib3", "httpx", "filelock", "numba", "matplotlib", "bm25s", "datasets", "absl"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    set_up_logging(verbose=parsed.verbose)
     try:
         function: Command = parsed.function
         return function(parsed)
@@ -100,6 +96,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def set_up_logging(*, verbose: bool = False) -> None:
+    """Our own lines go to stderr, those of libraries only when something is wrong. One process of several speaks."""
+    main = int(os.environ.get("RANK", "0")) == 0
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for ours in ("kdfw", "kdfw_plugins"):
+        logging.getLogger(ours).setLevel(logging.WARNING if not main else logging.DEBUG if verbose else logging.INFO)
 
 
 def _message(error: KdfwError) -> str:

@@ -130,13 +130,7 @@ class Score(Stage):
                 bar.update(1, computed=scorer.computed, stored=scorer.known)
         if scorer.vectors is not None:
             scorer.vectors.close()
-        context.log.info(
-            "%s: %d pairs scored by %s, %d taken from the store",
-            context.folder.name,
-            scorer.computed,
-            self.teacher,
-            scorer.known,
-        )
+        context.log.info("%d pairs scored by %s, %d taken from the store", scorer.computed, self.teacher, scorer.known)
         gather = context.workers.gather
         lengths = gather(np.asarray([len(row) for row in rows], dtype=np.int64))
         order = gather(np.asarray(numbers, dtype=np.int64))
@@ -267,9 +261,7 @@ class Score(Stage):
             "candidates": int(sum(len(found) for found in scores)),
             "missing": int(sum((~np.isfinite(found)).sum() for found in scores)),
         }
-        constant = [
-            work.query_ids[number] for number, _, found in lists if len(found) > 1 and bool(np.ptp(found) == 0)
-        ]
+        constant = [work.query_ids[number] for number, _, found in lists if len(found) > 1 and bool(np.ptp(found) == 0)]
         if constant:
             report["warnings"] = [f"teacher {self.teacher!r}: all scores equal for {_named(constant)}"]
         return report
