@@ -1,4 +1,4 @@
-"""Readers of the files of a retrieval collection: passages, queries, judgements, triples, candidate lists in JSON.
+"""Readers of the files of a retrieval collection: passages, queries, triples, candidate lists in JSON.
 
 Each is a generator over one file that holds one line at a time. The first number of every row is its line.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdfw.data.lines import BadLines, Fields, parse_int, read_json, read_lines, show
+from kdfw.data.lines import BadLines, Fields, read_json, read_lines, show
 from kdfw.data.table import id_fault
 
 BEIR_QRELS_HEADER = ("query-id", "corpus-id", "score")
@@ -53,53 +53,6 @@ def read_texts(path: Path, bad: BadLines, title: bool = True, separator: str = "
     if suffixes & {".jsonl", ".json", ".ndjson"}:
         return read_beir_texts(path, bad, title, separator)
     return read_id_text(path, bad)
-
-
-def read_qrels(path: Path, bad: BadLines) -> Iterator[tuple[int, str, str, int]]:
-    """(line, query id, passage id, grade) of a judgement file.
-
-    Layouts: TREC `qid 0 pid grade` (blanks or tabs; MS MARCO's own files are this with tabs) and BEIR
-    `qid TAB pid TAB grade` with or without its header line. Grades are integers and may be negative.
-    """
-    columns = 0
-    for line, content in read_lines(path, bad):
-        fields = _columns(content)
-        if not fields:
-            continue
-        if (
-            not columns
-            and len(fields) == 3
-            and parse_int(fields[2]) is None
-            and fields[2].lower() in ("score", "grade")
-        ):
-            columns = 3
-            continue
-        if len(fields) not in (3, 4) or (columns and len(fields) != columns):
-            expected = str(columns) if columns else "3 or 4"
-            bad.report(
-                path, line, f"{len(fields)} columns in {show(content)}, expected {expected}",
-                "judgements are `qid 0 pid grade`, or `qid TAB pid TAB grade`",
-            )  # fmt: skip
-            continue
-        grade = parse_int(fields[-1])
-        query, passage = fields[0], fields[-2]
-        fault = id_fault(query) or id_fault(passage)
-        if grade is None and not fault:
-            fault = f"the grade {show(fields[-1])} is no integer"
-        if fault or grade is None:
-            bad.report(path, line, fault)
-            continue
-        columns = len(fields)
-        yield line, query, passage, grade
-
-
-def _columns(content: str) -> list[str]:
-    """Fields at tabs when there are three or four, else at blanks; three at blanks are a TREC line that lost one."""
-    fields = content.split("\t")
-    if len(fields) in (3, 4):
-        return fields
-    fields = content.split()
-    return fields if len(fields) != 3 else [content]
 
 
 def read_triples(path: Path, bad: BadLines) -> Iterator[tuple[int, str, str, str]]:

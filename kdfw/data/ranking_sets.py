@@ -29,12 +29,11 @@ from kdfw.data.ranking_files import (
     RankingRecord,
     content_id,
     read_hard_negatives,
-    read_qrels,
     read_ranking_records,
     read_texts,
     read_triples,
 )
-from kdfw.data.runs import read_run
+from kdfw.data.runs import read_qrels, read_run
 from kdfw.data.sets import RankingData
 from kdfw.data.store import missing_file
 from kdfw.data.table import TextTable, TextTableWriter
@@ -101,15 +100,6 @@ class RankingBuilder:
                 for line, id, text in lines:
                     writer.add(id, text, line)
         return TextTable(self.folder / name)
-
-    def judgements(self, path: Path) -> Qrels:
-        qrels: Qrels = {}
-        for line, query, passage, grade in read_qrels(path, self.bad):
-            known = qrels.setdefault(query, {}).setdefault(passage, grade)
-            if known != grade:
-                found = f"query {query!r}, passage {passage!r}: grade {grade} after {known} in an earlier line"
-                self.bad.report(path, line, found, "keep one of the two")
-        return qrels
 
     def split(self, name: str, table: str, queries: TextTable, rows: Sequence[int] | None, qrels: Qrels | None) -> None:
         """A split: a table of queries, which of its rows (None: all), and the judgements."""
@@ -329,7 +319,7 @@ class MsMarco(IngestedDataset):
         for number, (split, path) in enumerate(self._query_files().items()):
             queries = builder.table(f"queries.{number}", [(path, read_texts(path, bad, self._title))])
             judged = files.get(f"qrels/{split}")
-            qrels = None if judged is None else builder.judgements(judged)
+            qrels = None if judged is None else read_qrels(judged, builder.bad, may_be_empty=True)
             builder.split(split, f"queries.{number}", queries, None, qrels)
         known = {path.partition("/")[2] for path in files if path.startswith("qrels/")}
         unused = known - set(self._query_files())
@@ -519,7 +509,7 @@ class Beir(IngestedDataset):
         queries = builder.table("queries", [(files["queries"], read_texts(files["queries"], bad, False))])
         used: set[int] = set()
         for split, path in self._qrels_files().items():
-            qrels = builder.judgements(path)
+            qrels = read_qrels(path, builder.bad, may_be_empty=True)
             found = queries.rows(list(qrels))
             kept = np.unique(found[found >= 0]).tolist()
             used.update(kept)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from kdfw.data.lines import BadLines, Fields, parse_float, read_json, read_lines, show
 from kdfw.data.ranking_files import content_id, ranking_record
-from kdfw.data.runs import read_run
+from kdfw.data.runs import read_run, read_run_lines
 from kdfw.data.table import id_fault
 from kdfw.errors import DataError
 
@@ -47,7 +47,7 @@ def read_scores(path: Path, layout: Layout = "auto", bad: BadLines | None = None
     if layout == "auto":
         layout = _guess(path)
     if layout == "trec":
-        return TeacherScores(layout=layout, scores=read_run(path, bad))
+        return TeacherScores(layout=layout, scores=read_run(path, bad, format="trec"))
     scores: dict[str, dict[str, float]] = {}
     triples: list[tuple[str, str, str]] = []
     if layout == "margin":
@@ -57,7 +57,7 @@ def read_scores(path: Path, layout: Layout = "auto", bad: BadLines | None = None
             if good:
                 triples.append((query, positive, negative))
     else:
-        rows = _tsv(path, bad) if layout == "tsv" else _jsonl(path, bad)
+        rows = read_run_lines(path, bad, format="scores") if layout == "tsv" else _jsonl(path, bad)
         for line, query, passage, score in rows:
             _put(scores, query, passage, score, path, line, bad)
     if not scores:
@@ -106,20 +106,6 @@ def _margins(path: Path, bad: BadLines) -> Iterator[tuple[int, str, str, str, fl
             bad.report(path, line, fault or f"the scores {fields[0]!r}, {fields[1]!r} are no finite numbers")
             continue
         yield line, fields[2], fields[3], fields[4], high, low
-
-
-def _tsv(path: Path, bad: BadLines) -> Iterator[tuple[int, str, str, float]]:
-    for line, content in read_lines(path, bad):
-        fields = content.split("\t") if content.count("\t") == 2 else content.split()
-        if len(fields) != 3:
-            bad.report(path, line, f"{len(fields)} columns in {show(content)}, expected 3", "`qid TAB pid TAB score`")
-            continue
-        score = parse_float(fields[2])
-        fault = id_fault(fields[0]) or id_fault(fields[1])
-        if score is None or fault:
-            bad.report(path, line, fault or f"the score {show(fields[2])} is no finite number")
-            continue
-        yield line, fields[0], fields[1], score
 
 
 def _jsonl(path: Path, bad: BadLines) -> Iterator[tuple[int, str, str, float]]:

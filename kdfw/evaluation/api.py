@@ -13,7 +13,7 @@ import numpy as np
 from kdfw.types import Qrels, Run
 
 if TYPE_CHECKING:
-    from kdfw.evaluation.formats import RunFormat
+    from kdfw.data.runs import RunFormat
     from kdfw.evaluation.measures import Measure
 
 
@@ -60,19 +60,20 @@ def evaluate(
     """Measure a run, as trec_eval would, over every query of the qrels.
 
     Args:
-        run: a run file in any layout `kdfw.evaluation.formats.read_run` reads, or query id -> passage id -> score.
+        run: a run file in any layout `kdfw.data.runs.read_run` reads, or query id -> passage id -> score.
         qrels: a file of judgements, or query id -> passage id -> grade.
         measures: names such as `nDCG@10 RR(rel=2)@10 AP R@1000`, in one string or a list.
         per_query: file for per-query values, one JSON object a line: {"query": id, "nDCG@10": 0.5, ...}.
         remove_query: take a passage with the query's own id out of its results (ArguAna, Quora).
     Raises: DataError naming file and line, an unknown measure, or data that do not belong together.
     """
-    from kdfw.evaluation.formats import _write, read_qrels, read_run
+    from kdfw.data.runs import read_qrels, read_run
+    from kdfw.evaluation.formats import _write
     from kdfw.evaluation.measures import Measure, parse_measures, score_run
 
     wanted = parse_measures(measures)
-    results = read_run(run, run_format) if isinstance(run, (str, Path)) else run
-    grades = read_qrels(qrels) if isinstance(qrels, (str, Path)) else qrels
+    results = read_run(Path(run), format=run_format, finite=False) if isinstance(run, (str, Path)) else run
+    grades = read_qrels(Path(qrels)) if isinstance(qrels, (str, Path)) else qrels
     if remove_query:
         results = {q: {p: score for p, score in rows.items() if p != q} for q, rows in results.items()}
     share = Measure(kind="judged", cutoff=10, text="\0judged")

@@ -189,7 +189,7 @@ def load_qrels(name: str, folder: Path) -> Qrels:
 
     Raises: DataError that says which files to put where when there is neither.
     """
-    from kdfw.evaluation.formats import read_qrels
+    from kdfw.data.runs import read_qrels
 
     found = benchmark(name)
     if found.task != "ranking":

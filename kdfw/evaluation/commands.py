@@ -38,10 +38,11 @@ def add_parsers(add: Add) -> None:
 
 def run_evaluate(args: argparse.Namespace) -> int:
     """`kdfw evaluate`."""
+    from kdfw.data.runs import read_run
     from kdfw.errors import DataError
     from kdfw.evaluation.api import evaluate
     from kdfw.evaluation.benchmarks import benchmark
-    from kdfw.evaluation.formats import read_run, write_beir, write_msmarco, write_trec
+    from kdfw.evaluation.formats import write_beir, write_msmarco, write_trec
     from kdfw.evaluation.measures import parse_measures
 
     known = benchmark(args.benchmark) if args.benchmark else None
@@ -49,7 +50,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     parse_measures(measures)  # before a file of gigabytes is read
     if args.qrels is None:
         raise DataError("no judgements: add --qrels FILE")
-    run = read_run(args.run, args.run_format)
+    run = read_run(args.run, format=args.run_format, finite=False)
     if args.write_trec:
         write_trec(run, args.write_trec, args.tag)
     if args.write_msmarco:
@@ -78,8 +79,8 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 def run_compare(args: argparse.Namespace) -> int:
     """`kdfw compare`."""
+    from kdfw.data.runs import read_qrels
     from kdfw.evaluation.compare import compare, comparison_table, load_systems, merge_seeds
-    from kdfw.evaluation.formats import read_qrels
 
     qrels = read_qrels(args.qrels) if args.qrels else None
     systems = [system for path in args.runs for system in load_systems(path, qrels, args.measure)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -35,8 +34,3 @@ def trec_order(results: Mapping[str, float], query: str = "") -> list[str]:
             if end - begin > 1:
                 ids[begin:end] = sorted(ids[begin:end], reverse=True)
     return ids
-
-
-def is_score(value: object) -> bool:
-    """True for a number that can rank a passage."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)

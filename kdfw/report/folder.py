@@ -10,6 +10,9 @@ from typing import Any
 
 import yaml
 
+from kdfw.data.lines import BadLines
+from kdfw.data.runs import read_run_lines
+from kdfw.errors import DataError
 from kdfw.report.numbers import as_number
 
 MAX_LINES = 200_000
@@ -228,16 +231,12 @@ def top_passages(stage: StageView, system: str, queries: set[str], depth: int) -
     )
     if path is None or path.stat().st_size > MAX_RUN_BYTES:
         return found
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            fields = line.split()
-            if len(fields) == 6 and fields[0] in queries:
-                rows = found.setdefault(fields[0], [])
-                if len(rows) < depth:  # written best first
-                    try:
-                        rows.append((fields[2], float(fields[4])))
-                    except ValueError:
-                        continue
+    try:
+        for _, query, passage, score in read_run_lines(path, BadLines("skip"), format="trec"):
+            if query in queries and len(found.setdefault(query, [])) < depth:  # written best first
+                found[query].append((passage, score))
+    except DataError:  # what was read before stays
+        pass
     return found
 
 

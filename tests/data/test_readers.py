@@ -20,11 +20,10 @@ from kdfw.data.ranking_files import (
     read_beir_texts,
     read_hard_negatives,
     read_id_text,
-    read_qrels,
     read_ranking_records,
     read_triples,
 )
-from kdfw.data.runs import read_run
+from kdfw.data.runs import read_judgements, read_run
 from kdfw.data.score_files import read_scores
 from kdfw.errors import DataError
 
@@ -75,10 +74,10 @@ def test_a_missing_file_names_what_is_there(tmp_path: Path) -> None:
         (read_id_text, "\ttext", "empty id"),
         (read_id_text, "1\ta\x00b", "NUL"),
         (read_id_text, b"1\t\xff\xfe", "not UTF-8: byte 0xff at position 3"),
-        (read_qrels, "1 0 7", "1 columns"),
-        (read_qrels, "1 0 7 1.5", "no integer"),
-        (read_qrels, "1 0 7 1 9", "5 columns"),
-        (read_qrels, "1 0 7 １", "no integer"),
+        (read_judgements, "1 0 7", "3 columns"),
+        (read_judgements, "1 0 7 1.5", "no integer"),
+        (read_judgements, "1 0 7 1 9", "5 columns"),
+        (read_judgements, "1 0 7 １", "no integer"),
         (read_triples, "a\tb", "2 columns"),
         (read_triples, "a\tb\t", "empty column"),
         (read_beir_texts, '{"_id": "1"}', "no text under 'text'"),
@@ -128,14 +127,14 @@ def test_numbers_are_strict() -> None:
 
 def test_judgements_in_three_layouts(tmp_path: Path) -> None:
     expected = [("1", "a", 2), ("2", "b", -1)]
-    trec = rows(read_qrels, write(tmp_path, "1 0 a 2\n2 Q0  b -1\n"))
-    msmarco = rows(read_qrels, write(tmp_path, "1\t0\ta\t2\n2\t0\tb\t-1\n"))
-    beir = rows(read_qrels, write(tmp_path, "query-id\tcorpus-id\tscore\n1\ta\t2\n2\tb\t-1\n"))
+    trec = rows(read_judgements, write(tmp_path, "1 0 a 2\n2 Q0  b -1\n"))
+    msmarco = rows(read_judgements, write(tmp_path, "1\t0\ta\t2\n2\t0\tb\t-1\n"))
+    beir = rows(read_judgements, write(tmp_path, "query-id\tcorpus-id\tscore\n1\ta\t2\n2\tb\t-1\n"))
     assert [row[1:] for row in trec] == [row[1:] for row in msmarco] == [row[1:] for row in beir] == expected
-    spaces = rows(read_qrels, write(tmp_path, "query-id\tcorpus-id\tscore\nq 1\td 1\t1\n"))
+    spaces = rows(read_judgements, write(tmp_path, "query-id\tcorpus-id\tscore\nq 1\td 1\t1\n"))
     assert spaces == [(2, "q 1", "d 1", 1)]
     with pytest.raises(DataError, match=":2: 3 columns .* expected 4"):
-        rows(read_qrels, write(tmp_path, "1 0 a 2\n1\tb\t1\n"))
+        rows(read_judgements, write(tmp_path, "1 0 a 2\n1\tb\t1\n"))
 
 
 def test_titles_join_with_a_blank(tmp_path: Path) -> None:
@@ -185,7 +184,7 @@ def test_msmarco_runs_keep_their_order_from_rank_zero_or_one(tmp_path: Path, fir
         ("1\ta\t1\n1\ta\t2\n", ":2: passage 'a' stands twice"),
         ("1\ta\t0.5\n", "is no rank; with scores in the third column"),
         ("1 Q0 a 1 nan t\n", "no finite number"),
-        ("1 Q0 a 1 1.0\n", "5 columns"),
+        ("1 Q0 a 1\n", "4 columns"),
         ("1 Q0 a 1 1.0 t\n1\tb\t2\n", ":2: 3 columns"),
         ("", "no results in it"),
     ],
@@ -241,7 +240,7 @@ def test_aligned_files_of_unequal_length_are_refused(tmp_path: Path) -> None:
 READERS: dict[str, Callable[[Path, BadLines], Any]] = {
     "id-text": read_id_text,
     "beir": read_beir_texts,
-    "qrels": read_qrels,
+    "qrels": read_judgements,
     "triples": read_triples,
     "records": read_ranking_records,
     "hard-negatives": read_hard_negatives,

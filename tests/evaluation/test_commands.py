@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from kdfw.cli import main
+from kdfw.data.runs import read_run
 from kdfw.errors import DataError
 from kdfw.evaluation.api import evaluate
 from kdfw.evaluation.benchmarks import answer_accuracy, benchmark, has_answer, load_qrels, names
 from kdfw.evaluation.compare import Compared, compare, comparison_table, load_systems, merge_seeds
-from kdfw.evaluation.formats import read_run
 
 
 @pytest.fixture
