@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from kdfw.errors import ArtifactError
 from kdfw.files import files_below, sync_file, sync_folder, write_json
 from kdfw.fingerprint import file_digest
+from kdfw.fingerprint import fingerprint as fingerprint_of
 
 log = logging.getLogger("kdfw")
 MANIFEST = "artifact.json"
@@ -117,7 +118,9 @@ class ArtifactStore:
                 sync_file(work / name)
                 files[name.as_posix()] = [(work / name).stat().st_size, file_digest(work / name)]
             value = {"kind": kind, "fingerprint": fingerprint, "files": files, "summary": dict(summary)}
-            write_json(work / MANIFEST, value)
+            # as it will be read back, so that its own checksum holds then
+            value = json.loads(json.dumps(value))
+            write_json(work / MANIFEST, {**value, "checksum": fingerprint_of(value)})
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():  # only a damaged one of another process's making can be here
                 os.replace(target, target.with_name(f"{target.name}.old-{time.time_ns()}"))
@@ -131,9 +134,12 @@ class ArtifactStore:
     def _fault(self, folder: Path, fingerprint: str) -> str | None:
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            checksum = manifest.pop("checksum")
             files, found = manifest["files"], manifest["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return f"{MANIFEST} cannot be read"
+        if checksum != fingerprint_of(manifest):
+            return f"{MANIFEST} has another checksum than when it was written"
         if found != fingerprint:
             return f"{MANIFEST} is of another artifact"
         for name, (size, digest) in files.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -24,12 +25,15 @@ from kdfw.engine.cards import write_cards
 from kdfw.engine.runtime import Context, Runtime
 from kdfw.errors import ArtifactError
 from kdfw.files import files_below, link_or_copy, write_atomic, write_json
+from kdfw.fingerprint import file_digest
 from kdfw.plugins import registry
 from kdfw.processes import barrier, from_main
 from kdfw.recipe.plan import Plan, PlannedStage
 from kdfw.report import write_report
 
 log = logging.getLogger("kdfw")
+PATIENCE_SECONDS = 60.0
+"""How long a process waits to see what the main process has written."""
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "faiss-cpu", "bm25s", "ranx", "tokenizers")
 
 
@@ -86,6 +90,7 @@ def run_plan(
     runtime = Runtime(
         plan=plan,
         precision=plan.precision,
+        out=out,
         store=store,
         workers=workers,
         device=device or torch.device("cpu"),
@@ -133,24 +138,38 @@ def run_plan(
 def _stage(runtime: Runtime, planned: PlannedStage, out: Path) -> tuple[Artifact, bool]:
     """The stage's artifact, and whether it was there already."""
     store, workers = runtime.store, runtime.workers
-    found = store.find(planned.kind, planned.fingerprint) if workers.main else None
-    if from_main(found is not None, workers):
-        found = found or store.find(planned.kind, planned.fingerprint, verify=False)
-        assert found is not None
+    found = _found(runtime, planned)
+    if found is not None:
         log.info("%s: unchanged, taken from the cache", planned.folder)
         return found, True
-    if not workers.main:
-        barrier(workers)  # the main process now holds the lock, or has found another run's result
-        return _work(runtime, planned)
-    with store.locked(planned.kind, planned.fingerprint):
-        other = store.find(planned.kind, planned.fingerprint)
-        if other is not None and workers.world_size == 1:
+    with store.locked(planned.kind, planned.fingerprint) if workers.main else contextlib.nullcontext():
+        found = _found(runtime, planned)
+        if found is not None:
             log.info("%s: made by another run meanwhile", planned.folder)
-            return other, True
-        if other is not None:
-            store.set_aside(planned.kind, planned.fingerprint)  # the other processes are already on their way
-        barrier(workers)
+            return found, True
         return _work(runtime, planned)
+
+
+def _found(runtime: Runtime, planned: PlannedStage) -> Artifact | None:
+    """The artifact if it is there: the main process looks, and verifies it, for all."""
+    store, workers = runtime.store, runtime.workers
+    found = store.find(planned.kind, planned.fingerprint) if workers.main else None
+    if not from_main(found is not None, workers):
+        return None
+    return found or _made_by_main(store, planned)
+
+
+def _made_by_main(store: ArtifactStore, planned: PlannedStage) -> Artifact:
+    """An artifact that the main process has seen; network file systems may show it to others a little later."""
+    began = time.monotonic()
+    while (found := store.find(planned.kind, planned.fingerprint, verify=False)) is None:
+        if time.monotonic() - began > PATIENCE_SECONDS:
+            raise ArtifactError(
+                f"{planned.folder}: written by the main process, and not to be seen from this one in {store.writable}; "
+                "the cache must be in a folder that all machines of a run share"
+            )
+        time.sleep(0.1)
+    return found
 
 
 def _work(runtime: Runtime, planned: PlannedStage) -> tuple[Artifact, bool]:
@@ -174,20 +193,14 @@ def _work(runtime: Runtime, planned: PlannedStage) -> tuple[Artifact, bool]:
         artifact = store.commit(planned.kind, planned.fingerprint, context.summary_values)
         log.info("%s: done in %.1f s", planned.folder, time.monotonic() - began)
     barrier(workers)
-    found = artifact if workers.main else store.find(planned.kind, planned.fingerprint, verify=False)
-    assert found is not None
+    found = artifact if workers.main else _made_by_main(store, planned)
     return found, False
 
 
 def _materialise(artifact: Artifact, target: Path) -> None:
     """Put the artifact's files into the run folder (hard links where possible), replacing an older result."""
-    stamp = target / MANIFEST
-    if stamp.is_file():
-        try:
-            if json.loads(stamp.read_text(encoding="utf-8"))["fingerprint"] == artifact.fingerprint:
-                return
-        except (ValueError, KeyError):
-            pass
+    if _holds(target, artifact):
+        return
     if target.exists():
         aside = target.parent / ".replaced" / f"{target.name}-{time.time_ns()}"
         aside.parent.mkdir(parents=True, exist_ok=True)
@@ -197,6 +210,20 @@ def _materialise(artifact: Artifact, target: Path) -> None:
     names = files_below(artifact.folder)
     link_or_copy(artifact.folder, building, names)
     os.replace(building, target)
+
+
+def _holds(target: Path, artifact: Artifact) -> bool:
+    """Whether a stage folder is the artifact's very files, or whole copies of them."""
+    try:
+        listed = json.loads((artifact.folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        if (target / MANIFEST).read_bytes() != (artifact.folder / MANIFEST).read_bytes():
+            return False
+        return all(
+            os.path.samefile(target / name, artifact.folder / name) or file_digest(target / name) == digest
+            for name, (_, digest) in listed.items()
+        )
+    except OSError:
+        return False
 
 
 def _finished(out: Path, plan: Plan) -> bool:

@@ -18,9 +18,12 @@ from torch import nn
 
 from kdfw.components import Model
 from kdfw.errors import ArtifactError, ConfigError, DataError, MissingDependencyError, PluginError
+from kdfw.fingerprint import file_digest
 
 FILE = "kdfw.json"
 """In every saved model folder: type, options, and facts of the data it was made for."""
+_DECISIVE = (".json", ".txt", ".safetensors", ".model", ".spm", ".bpe", ".codes", ".vocab", ".jinja", ".py")
+"""Files of a model folder that decide what it computes: configuration, tokenizer, weights, code of its own."""
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
 
 
@@ -67,20 +70,16 @@ def fingerprint(base: str, revision: str | None = None) -> str:
         return f"hub:{base}@{_commit(base, revision) or revision or 'main'}"
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.suffix in (".json", ".txt", ".safetensors", ".model") and path.is_file():
+        if path.suffix in _DECISIVE and path.is_file():
             stat = path.stat()
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-            digest.update(_file_hash(str(path), stat.st_size, stat.st_mtime_ns).encode())
+            digest.update(_file_hash(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns).encode())
     return digest.hexdigest()
 
 
 @functools.cache
-def _file_hash(path: str, size: int, modified: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _file_hash(path: str, size: int, modified: int, changed: int) -> str:
+    return file_digest(Path(path))
 
 
 def _commit(name: str, revision: str | None) -> str | None:

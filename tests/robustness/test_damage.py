@@ -1,0 +1,157 @@
+"""A byte that changes anywhere in the cache never changes a result."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import flip, results, run
+
+from kdfw.data.ranking import Ranking
+from kdfw.errors import KdfwError
+
+
+@pytest.fixture(scope="module")
+def finished(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run `run/` and its `cache/`."""
+    root = tmp_path_factory.mktemp("finished")
+    run(workspace / "recipe.yaml", root / "run")
+    return root
+
+
+def kept_files(cache: Path) -> Iterator[Path]:
+    for path in sorted(cache.rglob("*")):
+        if path.is_file() and path.stat().st_size and path.parts[len(cache.parts)] != "locks":
+            yield path
+
+
+def places(path: Path, rng: random.Random) -> list[int]:
+    size = path.stat().st_size
+    return sorted({rng.randrange(min(size, 128)), rng.randrange(size)})
+
+
+def test_a_byte_changed_in_any_artifact_is_found_and_the_stage_made_again(
+    workspace: Path, finished: Path, tmp_path: Path
+):
+    expected = results(finished / "run")
+    shutil.copytree(finished, tmp_path / "w", copy_function=shutil.copy2)
+    out = tmp_path / "w" / "run"
+    rng = random.Random(1)
+    files = [path.relative_to(tmp_path / "w") for path in kept_files(tmp_path / "w" / "cache" / "artifacts")]
+    assert len(files) > 30
+    for name in files:
+        for at in places(tmp_path / "w" / name, rng)[:1]:
+            flip(tmp_path / "w" / name, at)
+        run(workspace / "recipe.yaml", out)
+        assert results(out) == expected, name
+        made = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+        again = [stage["name"] for stage in made["stages"] if not stage["cached"]]
+        assert len(again) == 1, name  # what was damaged, and nothing else
+
+
+def test_a_byte_changed_in_what_is_kept_by_content_never_changes_a_result(
+    workspace: Path, finished: Path, tmp_path: Path
+):
+    """Ingested data, tokens, scores, embeddings, indexes, remembered hashes: made again, or an error names the file."""
+    expected = results(finished / "run")
+    rng = random.Random(2)
+    shared = [
+        path.relative_to(finished / "cache")
+        for path in kept_files(finished / "cache")
+        if path.relative_to(finished / "cache").parts[0] != "artifacts" and path.suffix != ".lock"
+    ]
+    assert {name.parts[0] for name in shared} >= {"data", "tokens", "scores", "embeddings", "bm25"}
+    refused = []
+    for number, name in enumerate(shared):
+        cache = tmp_path / f"cache-{number}"
+        shutil.copytree(finished / "cache", cache, ignore=shutil.ignore_patterns("artifacts"))
+        for at in places(cache / name, rng)[number % 2 : number % 2 + 1]:
+            flip(cache / name, at)
+        if name.parts[0] in ("data", "bm25", "embeddings"):  # training has no part in it
+            for folder in (finished / "cache" / "artifacts").glob("train-*"):
+                shutil.copytree(folder, cache / "artifacts" / folder.name)
+        out = tmp_path / f"run-{number}"
+        try:
+            run(workspace / "recipe.yaml", out, cache=cache)
+        except KdfwError as error:
+            assert name.name in str(error) or str((cache / name).parent) in str(error), name
+            refused.append(name.name)
+            continue
+        assert results(out) == expected, name
+        shutil.rmtree(out)
+        shutil.rmtree(cache)
+    assert set(refused) <= {"store.json"}
+
+
+def test_a_byte_changed_in_the_run_folder_is_mended(workspace: Path, finished: Path, tmp_path: Path):
+    expected = results(finished / "run")
+    shutil.copytree(finished, tmp_path / "w")
+    out = tmp_path / "w" / "run"
+    weights = next(out.glob("stages/*-distill/model/model.safetensors"))
+    flip(weights, weights.stat().st_size // 2)
+    result = run(workspace / "recipe.yaml", out)
+    assert results(out) == expected
+    assert result.nothing_to_do
+
+
+def test_only_stages_that_depend_on_a_changed_input_run_again(workspace: Path, finished: Path, tmp_path: Path):
+    """One byte of the student's weights under the old size and date: what a comparison of dates would not see."""
+    import os
+
+    base = tmp_path / "student"
+    shutil.copytree(workspace / "student", base)
+    out, recipe = tmp_path / "run", workspace / "recipe.yaml"
+    setting = f"models.student.base={base}"
+    run(recipe, out, setting)
+    before = results(out)
+    weights = base / "model.safetensors"
+    stat = weights.stat()
+    raw = weights.read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    name = next(name for name in header if name.endswith("word_embeddings.weight"))
+    end = 8 + int.from_bytes(raw[:8], "little") + header[name]["data_offsets"][1]
+    with weights.open("r+b") as stream:  # the sign of one number of the last word
+        stream.seek(end - 1)
+        stream.write(bytes([raw[end - 1] ^ 0x80]))
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (weights.stat().st_size, weights.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    run(recipe, out, setting)
+    cached = {
+        stage["name"]: stage["cached"]
+        for stage in json.loads((out / "manifest.json").read_text(encoding="utf-8"))["stages"]
+    }
+    assert cached == {"mined": True, "scores": True, "distill": False, "hard": False, "kept": False, "test": False}
+    after = results(out)
+    assert before.keys() == after.keys()
+
+
+def test_a_changed_passage_under_the_old_size_and_date_is_noticed(workspace: Path, tmp_path: Path):
+    import os
+
+    data = tmp_path / "beir"
+    shutil.copytree(workspace / "beir", data)
+    out, recipe = tmp_path / "run", workspace / "recipe.yaml"
+    run(recipe, out, f"data.folder={data}")
+    corpus = data / "corpus.jsonl"
+    stat = corpus.stat()
+    old = corpus.read_bytes()
+    text = json.loads(old.split(b"\n")[0])["text"].encode()
+    new = old.replace(text, text[::-1], 1)
+    assert new != old and len(new) == len(old)
+    corpus.write_bytes(new)
+    os.utime(corpus, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    run(recipe, out, f"data.folder={data}")
+    stages = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["stages"]
+    assert not any(stage["cached"] for stage in stages)
+    shutil.rmtree(tmp_path / "cache")
+    run(recipe, tmp_path / "other", f"data.folder={data}")
+    for name in ("run.trec", "ranking.scores.npy"):  # what was computed is that of the new bytes
+        assert results(tmp_path / "other")[f"01-mined/{name}"] == results(out)[f"01-mined/{name}"]
+    # pairs scored before are taken from the store; in another batch their last bits would be other ones
+    first, second = (Ranking.load(folder / "stages" / "02-scores").scores for folder in (out, tmp_path / "other"))
+    np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
