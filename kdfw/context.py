@@ -110,6 +110,10 @@ class StageContext(Protocol):
         """A progress display for `total` units of work, `start` of them done before."""
         ...
 
+    def trackers(self, config: Mapping[str, Any]) -> Any:
+        """The recipe's experiment trackers for this stage: `log(step, values)` and `close()`."""
+        ...
+
     def record(self, **values: Any) -> None:
         """Append one line to the stage's `metrics.jsonl`."""
         ...

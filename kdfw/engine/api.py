@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdfw.context import Workers
 from kdfw.engine.artifacts import ArtifactStore
+from kdfw.engine.launch import start_processes, stopping_together
 from kdfw.engine.run import RunResult, default_cache, default_out, run_plan
 from kdfw.engine.runtime import Context, Runtime
 from kdfw.errors import ConfigError, Problem, one_of
@@ -40,17 +41,6 @@ def plan(recipe: str | Path, settings: Sequence[str] = ()) -> Plan:
     return make_plan(read(find_recipe(recipe), registry(), settings))
 
 
-def start_processes() -> tuple[Workers, torch.device]:
-    """This process's place in the run and its device, through Accelerate."""
-    import torch
-    from accelerate import PartialState
-
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        state = PartialState()
-        return Workers(rank=state.process_index, world_size=state.num_processes), state.device
-    return Workers(), torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
 def run(
     recipe: str | Path,
     settings: Sequence[str] = (),
@@ -69,20 +59,21 @@ def run(
         cache: shared cache; default `KDFW_CACHE`, or `.kdfw-cache` beside the run folder.
     Raises: ConfigError, DataError, ... (`kdfw.errors`); KeyboardInterrupt after a clean stop.
     """
-    planned = plan(recipe, settings)
     workers, device = start_processes()
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    result = run_plan(
-        planned,
-        out or default_out(planned),
-        cache=cache,
-        workers=workers,
-        fresh=fresh,
-        offline=offline,
-        trust_remote_code=trust_remote_code,
-        device=device,
-    )
+    with stopping_together(workers):
+        planned = plan(recipe, settings)
+        result = run_plan(
+            planned,
+            out or default_out(planned),
+            cache=cache,
+            workers=workers,
+            fresh=fresh,
+            offline=offline,
+            trust_remote_code=trust_remote_code,
+            device=device,
+        )
     return result if workers.main else None
 
 
@@ -170,7 +161,13 @@ def check(
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     runtime = Runtime(
-        plan=planned, store=store, workers=Workers(), device=device, precision=planned.precision, offline=offline
+        plan=planned,
+        store=store,
+        workers=Workers(),
+        device=device,
+        precision=planned.precision,
+        out=folder,
+        offline=offline,
     )
     reports: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="kdfw-check-") as scratch:

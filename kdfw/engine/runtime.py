@@ -19,6 +19,7 @@ from kdfw.engine.artifacts import ArtifactStore
 from kdfw.engine.cards import start_of
 from kdfw.engine.progress import progress
 from kdfw.errors import ArtifactError, ConfigError, DataError
+from kdfw.tracking import Trackers
 
 if TYPE_CHECKING:
     from kdfw.data.sets import Data
@@ -36,6 +37,8 @@ class Runtime:
     workers: Workers
     device: torch.device
     precision: str
+    out: Path
+    """The run folder; only trackers write there while stages run."""
     offline: bool = False
     trust_remote_code: bool = False
     """Only the command line can set it: a recipe can not make model code run."""
@@ -162,6 +165,13 @@ class Context:
 
     def progress(self, total: int, title: str, unit: str = "it", start: int = 0) -> Progress:
         return progress(total, f"{self.planned.folder} {title}", unit, main=self.workers.main, start=start)
+
+    def trackers(self, config: Mapping[str, Any]) -> Trackers:
+        """The recipe's trackers for this stage; none on processes other than the main one."""
+        recipe = self.runtime.plan.recipe
+        names = recipe.trackers if self.workers.main else ()
+        folder = self.runtime.out / "trackers" / self.planned.folder
+        return Trackers(names, recipe.name, self.planned.entry.folder, folder, config)
 
     def record(self, **values: Any) -> None:
         if self.workers.main:

@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdfw.components import Augmenter, Loss, Model, Sampler, Stage, Teacher
+from kdfw.context import Workers
 from kdfw.engine import checkpoint
 from kdfw.engine.dev import DevEvaluation
 from kdfw.engine.feed import Feed
@@ -32,6 +34,7 @@ from kdfw.errors import ConfigError, Problem, TrainingError, one_of
 from kdfw.files import write_json
 from kdfw.models.forward import (
     Budget,
+    Representations,
     backward_cached,
     is_out_of_memory,
     represent,
@@ -40,7 +43,7 @@ from kdfw.models.forward import (
     signals_of,
 )
 from kdfw.models.precision import autocast_dtype, numerics, resolve
-from kdfw.processes import any_process, from_main, sum_gradients, sum_values
+from kdfw.processes import any_process, from_main, mean_gradients, sum_values
 from kdfw.references import CandidatesRef, DataRef, ModelRef, TeacherRef
 from kdfw.samplers.collate import StoredScores
 from kdfw.types import Batch, Clock, Signals
@@ -387,6 +390,7 @@ class Trainer:
         with (
             numerics(self.settings.precision, self.device) as arithmetic,
             self._clean_stop(),
+            contextlib.closing(context.trackers(self.settings.model_dump())) as trackers,
             context.progress(self.feed.total_steps, "train", "step", start) as progress,
         ):
             if not finished:
@@ -397,10 +401,13 @@ class Trainer:
                     progress.update(1, **{name: values[name] for name in list(values)[:3]})
                     if done % self.settings.log_every == 0 or done == self.feed.total_steps:
                         context.record(step=done, epoch=clock.epoch, **values)
+                        trackers.log(done, values)
                     if self._evaluate_now(done):
                         assert self.dev is not None
                         measured = self.dev.measure(self.models[STUDENT], self.budget, self.autocast)
+                        measured = from_main(measured, self.workers)  # all decide alike, whatever rounding does
                         context.record(step=done, epoch=clock.epoch, **{f"dev/{self.dev.name}": measured})
+                        trackers.log(done, {f"dev/{self.dev.name}": measured})
                         waited += 1
                         if best is None or measured > best:
                             best, waited = measured, 0
@@ -439,12 +446,13 @@ class Trainer:
         values = self._gradients(batch, clock)
         if not math.isfinite(values["loss"]):
             return self._not_finite(batch, clock, values)
-        for name, model in self.models.items():
+        for name in self.models:
             if name not in active:
                 continue
             settings, optimizer = self.settings.optimizer_of(name), self.optimizers[name]
-            sum_gradients([p for p in model.parameters() if p.grad is not None], self.workers)
-            trainable = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            everything = [p for group in optimizer.param_groups for p in group["params"]]
+            mean_gradients(everything, self.workers)
+            trainable = [p for p in everything if p.grad is not None]
             if settings.clip is not None and trainable:
                 norm = nn.utils.clip_grad_norm_(trainable, settings.clip)
                 key = "gradient_norm" if name == STUDENT else f"gradient_norm/{name}"
@@ -500,8 +508,9 @@ class Trainer:
             need = self.student_needs[name]
             groups = model.rows(batch, need)
             key = (clock.seed, clock.step, part, number)
+            workers = Workers() if _whole_everywhere(model) else self.workers
             road: dict[str, Any] = {
-                "device": self.device, "budget": self.budget, "workers": self.workers,
+                "device": self.device, "budget": self.budget, "workers": workers,
                 "rng_key": key, "autocast": self.autocast,
             }  # fmt: skip
             if name not in active:
@@ -511,12 +520,15 @@ class Trainer:
                 cached[name] = represent_cached(model, groups, need, **road)
                 signals[name] = model.signals(cached[name].reps, batch, need)
             else:
-                signals[name] = model.signals(represent(model, groups, need, **road), batch, need)
+                reps = represent(model, groups, need, **road)
+                signals[name] = model.signals(_as_share(reps, workers.world_size), batch, need)
         teachers = [self._teacher_signals(number, batch, signals) for number in range(len(self.slots))]
         total, values = self._losses(signals, teachers, batch, clock)
         if torch.isfinite(total):
-            (total * scale).backward()  # type: ignore[no-untyped-call]
+            if total.requires_grad or self.workers.world_size == 1:  # a process without rows may have nothing to do
+                (total * scale).backward()  # type: ignore[no-untyped-call]
             for kept in cached.values():
+                _scale_gradients(kept.reps, kept.run.workers.world_size)
                 backward_cached(kept)
         return values
 
@@ -538,7 +550,8 @@ class Trainer:
                 values[name] = values.get(name, 0.0) + value
             if not torch.isfinite(total):
                 break
-            (total * scale).backward()  # type: ignore[no-untyped-call]
+            # this share's part of a sum, where gradients are averaged over processes
+            (total * scale * self.workers.world_size).backward()  # type: ignore[no-untyped-call]
         return sum_values(values, self.workers)
 
     def _losses(
@@ -644,13 +657,19 @@ class Trainer:
         return {**self.models, "losses": self.losses}
 
     def _resume(self) -> dict[str, Any]:
-        found = checkpoint.latest(self.context.folder / "checkpoints")
+        found = self._latest("checkpoints")
         if found is None:
             return {"step": 0}
         state = checkpoint.restore(found, self._modules, self.optimizers)
         self.skipped_steps = state.get("skipped", 0)
         self.context.log.info("goes on after step %d", state["step"])
         return state
+
+    def _latest(self, folder: str) -> Path | None:
+        """The newest whole checkpoint, chosen by the main process for all."""
+        found = checkpoint.latest(self.context.folder / folder) if self.workers.main else None
+        name = from_main(None if found is None else found.name, self.workers)
+        return None if name is None else self.context.folder / folder / name
 
     def _save(self, step: int, state: Mapping[str, Any]) -> None:
         if self.workers.main:
@@ -680,7 +699,7 @@ class Trainer:
 
     def _write_models(self) -> None:
         """The student into `model/`, others into `models/<name>/`; the best checkpoint where a dev split chose one."""
-        best = checkpoint.latest(self.context.folder / "checkpoints" / "best")
+        best = self._latest("checkpoints/best")
         if best is not None:
             checkpoint.restore(best, self._modules, {})
         if self.workers.main:
@@ -772,6 +791,33 @@ def _freeze(model: Model) -> Model:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
+
+
+def _whole_everywhere(model: Model) -> bool:
+    """Whether every process must compute all rows of a step: batch statistics of a share are not those of the whole."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return any(isinstance(module, kind) and module.training for module in model.modules())
+
+
+def _as_share(reps: Representations, processes: int) -> Representations:
+    """The same values; their gradient arrives times the number of processes.
+
+    Gradients are averaged over processes: right for parameters that every process uses on the whole step (in
+    `Model.signals`, in losses). Encoder weights get the gradient of a process's own rows, which must add up.
+    """
+    for named in reps.values() if processes > 1 else ():
+        for value in named.values():
+            if value.requires_grad:
+                value.register_hook(lambda gradient: gradient * processes)  # type: ignore[no-untyped-call]
+    return reps
+
+
+def _scale_gradients(leaves: Representations, processes: int) -> None:
+    """As `_as_share`, for the leaves of gradient caching."""
+    for named in leaves.values() if processes > 1 else ():
+        for value in named.values():
+            if value.grad is not None:
+                value.grad *= processes
 
 
 def _checkpoint_activations(model: Model) -> None:

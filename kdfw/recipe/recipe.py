@@ -14,6 +14,7 @@ from kdfw.models.precision import PRECISIONS
 from kdfw.options import Registry, Spec, check
 from kdfw.recipe import simple
 from kdfw.recipe.source import RecipePath, Source, load, override
+from kdfw.tracking import TRACKERS
 from kdfw.types import TASKS
 
 FORMAT = 1
@@ -25,6 +26,7 @@ TOP_KEYS = {
     "description": "a line for people",
     "seed": "seed of everything random; default 13",
     "precision": "arithmetic of encoding and scoring: auto (bf16 where the hardware has it), fp32, fp32-strict, bf16",
+    "trackers": "where training is shown beside the log: tensorboard, wandb, mlflow, trackio",
     "data": "a data set {type: ...}, or several by name",
     "models": "models and teachers by name",
     "stages": "the stages, in order",
@@ -68,6 +70,7 @@ class Recipe:
     name: str
     seed: int
     precision: str
+    trackers: tuple[str, ...]
     data: Mapping[str, Spec]
     models: Mapping[str, Spec]
     stages: Sequence[StageEntry]
@@ -112,6 +115,11 @@ def build(source: Source, registry: Registry) -> Recipe:
         fix = one_of(str(precision), PRECISIONS)
         problems.append(Problem(where=source.where(("precision",)), found=f"found {precision!r}", fix=fix))
         precision = "auto"
+    trackers = raw.get("trackers") or []
+    if not isinstance(trackers, list) or any(name not in TRACKERS for name in trackers):
+        fix = f"a list of: {', '.join(TRACKERS)}"
+        problems.append(Problem(where=source.where(("trackers",)), found=f"found {trackers!r}", fix=fix))
+        trackers = []
     data = _data(raw.get("data"), source, registry, problems)
     task = _task(data)
     full = dict(raw)
@@ -137,6 +145,7 @@ def build(source: Source, registry: Registry) -> Recipe:
         name=name,
         seed=seed,
         precision=precision,
+        trackers=tuple(trackers),
         data=data,
         models=models,
         stages=entries,
@@ -167,6 +176,8 @@ def _resolved(full: Mapping[str, Any], name: str, seed: int, precision: str) -> 
     head: dict[str, Any] = {"kdfw": FORMAT, "name": name, "seed": seed, "precision": precision}
     if full.get("description"):
         head["description"] = full["description"]
+    if full.get("trackers"):
+        head["trackers"] = full["trackers"]
     return head | rest
 
 

@@ -21,6 +21,7 @@ from kdfw.models.precision import PRECISIONS
 from kdfw.options import Option, Registry, options_of
 from kdfw.plugins import registry as installed
 from kdfw.recipe.recipe import FORMAT, MAX_CYCLES, TOP_KEYS
+from kdfw.tracking import TRACKERS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 NAME = "^[A-Za-z0-9][A-Za-z0-9_-]*$"
@@ -205,6 +206,7 @@ class _Writer:
             "description": {"type": "string"},
             "seed": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1, "default": 13},
             "precision": {"enum": list(PRECISIONS), "default": "auto"},
+            "trackers": {"type": "array", "items": {"enum": list(TRACKERS)}},
             "data": {
                 "if": {"type": "object", "not": {"required": ["type"]}},
                 "then": {"type": "object", "minProperties": 1, "additionalProperties": {"$ref": _ref("dataset")}},

@@ -66,7 +66,8 @@ def expand(raw: Mapping[str, Any], task: str) -> tuple[dict[str, Any], list[Note
             train["sampler"] = raw["sampler"]
         evaluate["models"] = [*teachers, student, "distill"]
     stages += [train, {**evaluate, **(raw.get("evaluate") or {})}]
-    full = {key: value for key, value in raw.items() if key in ("kdfw", "name", "description", "seed", "data", "train")}
+    short = ("student", "teacher", "teachers", "loss", "losses", "sampler", "candidates", "evaluate")
+    full = {key: value for key, value in raw.items() if key not in short}
     return {**full, "models": models, "stages": stages}, notes
 
 
