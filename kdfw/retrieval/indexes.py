@@ -224,7 +224,7 @@ def in_order(found: Found, corpus: TextSource, depth: int) -> list[tuple[np.ndar
     order = np.argsort(-found[1], axis=1)
     rows, scores = np.take_along_axis(found[0], order, 1), np.take_along_axis(found[1], order, 1)
     real = rows >= 0
-    falling = np.diff(scores, axis=1) < 0
+    falling = scores[:, 1:] < scores[:, :-1]  # a difference of two -inf would be NaN
     plain = np.logical_and(real.all(axis=1), falling.all(axis=1))
     lists = []
     for query in range(len(rows)):
