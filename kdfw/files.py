@@ -2,36 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kdfw.errors import ArtifactError
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a whole file under a temporary name, flush it to disk, then rename it into place."""
-    data = content.encode("utf-8") if isinstance(content, str) else content
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A stream for a whole new file, which is flushed to disk and renamed into place when the block ends without error.
+
+    Its folder is made when it is not there. Raises: OSError as it comes; nothing is left behind then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise ArtifactError(f"{path}: cannot be written: {error.strerror}; free some space and run again") from error
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a whole file by `replacing`. Raises: ArtifactError when it cannot be written."""
+    write_lines(path, [content], pack=False)
+
+
+def write_lines(path: Path, lines: Iterable[str | bytes], pack: bool | None = None) -> None:
+    """Write pieces of a file by `replacing`, gzipped when `pack`, or by default when its name ends in `.gz`.
+
+    Raises: ArtifactError when it cannot be written.
+    """
+    pieces = (line.encode("utf-8") if isinstance(line, str) else line for line in lines)
+    try:
+        with replacing(path) as stream:
+            if path.suffix == ".gz" if pack is None else pack:
+                # no name, no time: the same lines give the same bytes
+                with gzip.GzipFile(fileobj=stream, mode="wb", filename="", mtime=0) as packed:
+                    packed.writelines(pieces)
+            else:
+                stream.writelines(pieces)
+    except OSError as error:
+        said = error.strerror or error
+        raise ArtifactError(f"{path}: cannot be written: {said}; free some space and run again") from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 def fingerprint(value: Any) -> str:
     """32 hex digits of the canonical JSON form of a plain value."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=True)
-    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=True)
+    return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -14,9 +14,10 @@ from kdfw.components import Dataset
 from kdfw.data.lines import BadLines, OnError
 from kdfw.data.ranking import Ranking
 from kdfw.data.sets import Data, SkippedLines
-from kdfw.data.store import build_folder, digest_of, read_manifest, remembered_digest
+from kdfw.data.store import build_folder, read_manifest, remembered_digest
 from kdfw.data.table import TextTable, hash_id
 from kdfw.errors import DataError
+from kdfw.fingerprint import fingerprint
 from kdfw.types import Qrels
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class IngestedDataset(Dataset):
         """Hash of the options and of the bytes of every file. File hashes are remembered in this process and, given a
         cache, in it. Raises DataError naming a missing file."""
         hashes = {role: remembered_digest(path, cache) for role, path in sorted(self.files().items())}
-        return digest_of(
+        return fingerprint(
             {
                 "layout": self.layout,
                 "version": self.version,

@@ -78,8 +78,7 @@ def read_run_lines(
         finite: refuse infinite scores. NaN is always refused.
     """
     if format == "json" or (format == "auto" and _starts_with_brace(path)):
-        for query, passage, score in _json_run(path, finite):
-            yield 1, query, passage, score
+        yield from ((1, *result) for result in _json_run(path, finite))
         return
     kind = None if format == "auto" else format
     ranks: dict[str, set[int]] = {}
@@ -147,8 +146,7 @@ def read_judgements(path: Path, bad: BadLines) -> Iterator[tuple[int, str, str, 
     Grades are whole numbers and may be negative.
     """
     if _starts_with_brace(path):
-        for query, passage, grade in _json_qrels(path):
-            yield 1, query, passage, grade
+        yield from ((1, *judgement) for judgement in _json_qrels(path))
         return
     columns = 0
     for line, content in read_lines(path, bad):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -16,27 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from kdfw.errors import ArtifactError, DataError
+from kdfw.files import replacing
+from kdfw.fingerprint import file_digest, fingerprint
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 _RACY_NS = 2_000_000_000
 """A file younger than this may still change without its time stamp changing, so its hash is not remembered."""
-
-
-def digest_of(value: Any) -> str:
-    """32 hex digits of the canonical JSON form of a plain value."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """32 hex digits of a file's bytes."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 _remembered: dict[tuple[str, int, int, int], str] = {}
@@ -48,7 +33,6 @@ def remembered_digest(path: Path, cache: Path | None = None) -> str:
     The times are those of the last write and of the last change of status: a program can set the first one back, but
     not the second, so a file of another content under the old size and date is noticed.
 
-
     Raises DataError when the file cannot be read.
     """
     try:
@@ -56,13 +40,13 @@ def remembered_digest(path: Path, cache: Path | None = None) -> str:
         key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         if key in _remembered:
             return _remembered[key]
-        memo = None if cache is None else cache / "file-hashes" / f"{digest_of(list(key))}.txt"
+        memo = None if cache is None else cache / "file-hashes" / f"{fingerprint(list(key))}.txt"
         if memo is not None:
             try:
                 stored = memo.read_text(encoding="ascii").strip()
             except (OSError, UnicodeDecodeError):
                 stored = ""
-            if re.fullmatch(r"[0-9a-f]{32}", stored):
+            if re.fullmatch(r"[0-9a-f]{64}", stored):
                 _remembered[key] = stored
                 return stored
         value = file_digest(path)
@@ -72,25 +56,11 @@ def remembered_digest(path: Path, cache: Path | None = None) -> str:
         _remembered[key] = value
         if memo is not None:
             try:
-                memo.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(memo, value.encode("ascii"))
+                with replacing(memo) as stream:
+                    stream.write(value.encode("ascii"))
             except OSError:
                 log.debug("cannot remember the hash of %s in %s", path, memo.parent)
     return value
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, flush it to disk and rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -120,7 +90,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     value = {key: content[key] for key in content if key != "checksum"} | {"files": files}
     value = json.loads(json.dumps(value))  # as it will be read back, so that its digest holds then
     # keys keep their order: that of splits is shown
-    text = json.dumps({**value, "checksum": digest_of(value)}, indent=1)
+    text = json.dumps({**value, "checksum": fingerprint(value)}, indent=1)
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
@@ -131,7 +101,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest.pop("checksum") != digest_of(manifest):
+        if manifest.pop("checksum") != fingerprint(manifest):
             raise ValueError("its checksum is another")
         sizes = {name: int(entry["size"]) for name, entry in manifest["files"].items()}
     except FileNotFoundError:

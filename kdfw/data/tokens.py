@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from kdfw.data.store import digest_of, write_atomic
 from kdfw.data.table import TextTable
 from kdfw.errors import ArtifactError
+from kdfw.files import replacing
+from kdfw.fingerprint import fingerprint
 from kdfw.types import Text, TextSource
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
         state.pop("padding", None)
     else:  # a tokenizer written in Python: its vocabulary and settings are all there is to see
         state = {"vocabulary": tokenizer.get_vocab(), "special": {k: str(v) for k, v in _special(tokenizer).items()}}
-    return digest_of({"class": type(tokenizer).__name__, "state": state})
+    return fingerprint({"class": type(tokenizer).__name__, "state": state})
 
 
 def _special(tokenizer: Any) -> dict[str, Any]:
@@ -147,7 +148,7 @@ class Tokens:
         key = (source.fingerprint, prefix)
         store = self._stores.get(key)
         if store is None:
-            name = digest_of([source.fingerprint, self.fingerprint, prefix, self.max_tokens, BLOCK_TEXTS])
+            name = fingerprint([source.fingerprint, self.fingerprint, prefix, self.max_tokens, BLOCK_TEXTS])
             store = self._stores[key] = _Store(self, source, prefix, self._folder(name))
         return store
 
@@ -267,7 +268,9 @@ class _Store:
                 with FileLock(path.with_suffix(".lock")):
                     opened = self._open(path, number)  # another process may have made it meanwhile
                     if opened is None:
-                        write_atomic(path, self._tokenized(number))
+                        content = self._tokenized(number)
+                        with replacing(path) as stream:
+                            stream.write(content)
             except OSError as error:
                 private = self._owner.private_folder(self._folder.name)
                 if private == self._folder:

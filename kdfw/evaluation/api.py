@@ -68,8 +68,8 @@ def evaluate(
     Raises: DataError naming file and line, an unknown measure, or data that do not belong together.
     """
     from kdfw.data.runs import read_qrels, read_run
-    from kdfw.evaluation.formats import _write
     from kdfw.evaluation.measures import Measure, parse_measures, score_run
+    from kdfw.files import write_lines
 
     wanted = parse_measures(measures)
     results = read_run(Path(run), format=run_format, finite=False) if isinstance(run, (str, Path)) else run
@@ -81,8 +81,8 @@ def evaluate(
     present = [query for query in grades if results.get(query)]
     judged = values.pop(share.text)
     if per_query is not None:
-        _write(
-            per_query,
+        write_lines(
+            Path(per_query),
             (
                 json.dumps({"query": query, **{name: found[query] for name, found in values.items()}}) + "\n"
                 for query in grades

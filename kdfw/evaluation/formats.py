@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from kdfw.errors import DataError
 from kdfw.evaluation.order import trec_order
+from kdfw.files import write_lines
 
 
 def write_trec(run: Mapping[str, Mapping[str, float]], path: str | Path, tag: str, depth: int | None = None) -> None:
@@ -29,7 +28,7 @@ def write_trec(run: Mapping[str, Mapping[str, float]], path: str | Path, tag: st
                 _check_word(passage, "passage id")
                 yield f"{query} Q0 {passage} {rank} {float(results[passage])!r} {tag}\n"
 
-    _write(path, lines())
+    write_lines(Path(path), lines())
 
 
 def write_msmarco(run: Mapping[str, Mapping[str, float]], path: str | Path, depth: int | None = 1000) -> None:
@@ -45,7 +44,7 @@ def write_msmarco(run: Mapping[str, Mapping[str, float]], path: str | Path, dept
                 _check_word(passage, "passage id")
                 yield f"{query}\t{passage}\t{rank}\n"
 
-    _write(path, lines())
+    write_lines(Path(path), lines())
 
 
 def write_beir(run: Mapping[str, Mapping[str, float]], path: str | Path, depth: int | None = None) -> None:
@@ -58,7 +57,7 @@ def write_beir(run: Mapping[str, Mapping[str, float]], path: str | Path, depth: 
             yield f"{',' if number else ''}\n{json.dumps(query)}: {json.dumps(ranked)}"
         yield "\n}\n"
 
-    _write(path, lines())
+    write_lines(Path(path), lines())
 
 
 def write_mteb(
@@ -85,7 +84,7 @@ def write_mteb(
         raise DataError(f"{path}: the main score {main!r} is not among the measures ({', '.join(sorted(renamed))})")
     entry = {**renamed, "main_score": renamed[main], "hf_subset": "default", "languages": [language]}
     result = {"task_name": task, "evaluated_with": f"kdfw {__version__}", "scores": {split: [entry]}}
-    _write(path, [json.dumps(result, indent=2), "\n"])
+    write_lines(Path(path), [json.dumps(result, indent=2), "\n"])
 
 
 def mteb_name(name: str) -> str:
@@ -100,23 +99,3 @@ def mteb_name(name: str) -> str:
 def _check_word(word: str, what: str) -> None:
     if not word or word.split() != [word]:
         raise DataError(f"{what} {word!r} is empty or has white space in it, which a run file cannot hold")
-
-
-def _write(path: str | Path, lines: Iterator[str] | Sequence[str]) -> None:
-    """Write a text file under a temporary name and move it into place; gzipped when the name ends in `.gz`."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as raw:
-            if path.suffix == ".gz":
-                # no name, no time: the same run gives the same bytes
-                with gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as packed:
-                    packed.writelines(line.encode("utf-8") for line in lines)
-            else:
-                raw.writelines(line.encode("utf-8") for line in lines)
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -259,9 +259,8 @@ class Evaluate(Stage):
     def _write(
         self, context: StageContext, task: str, measures: Sequence[str], found: Mapping[str, _System], queries: int
     ) -> None:
-        from kdfw.evaluation.formats import _write
         from kdfw.evaluation.significance import holm, paired
-        from kdfw.files import write_json
+        from kdfw.files import write_json, write_lines
 
         def lines() -> Iterator[str]:
             for name, system in found.items():
@@ -270,7 +269,7 @@ class Evaluate(Stage):
                     values = {measure: each[query] for measure, each in system.values.items()}
                     yield json.dumps({"query": query, "system": name, **values}, ensure_ascii=False) + "\n"
 
-        _write(context.folder / "per_query.jsonl", lines())
+        write_lines(context.folder / "per_query.jsonl", lines())
         baseline = _short(self.baseline or self.systems[0])
         compared: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in found}
         for measure in measures:

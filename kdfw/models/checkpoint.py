@@ -105,6 +105,11 @@ def check_folder(folder: Path, allow_remote_code: bool) -> None:
                 f"{folder}: this model brings its own Python code (auto_map in config.json); kdfw does not run it "
                 "unless you allow that on the command line"
             )
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"{folder}: an adapter (adapter_config.json), not a model; merge it into its base first, with peft: "
+            "model.merge_and_unload().save_pretrained(...)"
+        )
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
         what = f"only {pickled[0]}, which can run code when it is read" if pickled else "no weights"

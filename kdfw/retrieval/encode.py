@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from kdfw.data.store import write_atomic
 from kdfw.errors import ArtifactError, ConfigError, DataError
+from kdfw.files import replacing
 from kdfw.fingerprint import fingerprint
 from kdfw.retrieval.store import writing
 
@@ -84,7 +84,8 @@ class Windows:
     def mark(self, number: int) -> None:
         """Say that a window is written; its bytes must be on disk."""
         self._mark(number).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self._mark(number), json.dumps({"digest": self.digest(number)}).encode())
+        with replacing(self._mark(number)) as stream:
+            stream.write(json.dumps({"digest": self.digest(number)}).encode())
 
     def digest(self, number: int) -> str:
         """Checksum of a window as it is on disk."""

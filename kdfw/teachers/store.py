@@ -37,6 +37,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdfw.errors import ArtifactError
+from kdfw.files import replacing
 
 Words = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float32]
@@ -381,7 +382,8 @@ class ScoreStore:
     def _settle_meta(self, describe: dict[str, Any]) -> None:
         if not (self.folder / "store.json").exists():
             text = json.dumps({"format": FORMAT, "width": self.width, "teacher": describe}, indent=1, sort_keys=True)
-            _write_whole(self.folder / "store.json", text.encode())
+            with replacing(self.folder / "store.json") as file:
+                file.write(text.encode())
         self._check_meta()
         for leftover in self.folder.glob("*.tmp"):  # of a killed writer: the lock is ours
             leftover.unlink(missing_ok=True)
@@ -532,9 +534,8 @@ class ScoreStore:
         parts = max(1, -(-total // MERGE_PAIRS))
         edges = [(1 << 64) * part // parts for part in range(parts + 1)]
         target = self.folder / f"segment-{self._next_number(self._files()):06d}.bin"
-        temporary = target.with_suffix(".tmp")
         held: tuple[Words, Floats] = (np.zeros((0, 4), np.uint64), np.zeros((0, self.width), np.float32))
-        with open(temporary, "wb") as file:
+        with replacing(target) as file:
             for begin, end in zip(edges, edges[1:], strict=False):
                 pieces = [source.between(begin, end) for source in sources]
                 keys, values = _sorted(
@@ -546,30 +547,7 @@ class ScoreStore:
                     last = min(first + BLOCK_PAIRS, whole)
                     file.write(_block(held[0][first:last], held[1][first:last]))
                 held = held[0][whole:], held[1][whole:]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        _sync_folder(self.folder)
         for name in names:  # killed here: pairs are there twice, which costs space until the next merge, nothing else
             with contextlib.suppress(OSError):
                 (self.folder / name).unlink()
         self._refresh()
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from kdfw.components import Model
 from kdfw.errors import ArtifactError
+from kdfw.files import replacing
 from kdfw.types import Batch, Signals, Text, TextSource
 
 if TYPE_CHECKING:
@@ -85,13 +85,8 @@ class PassageVectors:
         if not np.isfinite(found).all():
             return found  # the scores will not be finite either and name their queries; another try starts afresh
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{self.context.workers.rank}.tmp")
-            with open(temporary, "wb") as file:
+            with replacing(path) as file:
                 np.save(file, found)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
         except OSError as error:
             raise ArtifactError(
                 f"{path}: cannot be written: {error.strerror}; free some space and run again"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from kdfw.data import tokens as module
 from kdfw.data.table import TextTable
 from kdfw.data.tokens import Tokens, token_digest, tokenizer_fingerprint
+from kdfw.files import replacing
 from kdfw.types import Text
 
 TEXTS = [f"passage number {row} about naïve Zürich [SEP] and 日本 " + "word " * (row % 9) for row in range(25)] + [""]
@@ -141,12 +143,12 @@ def test_a_cache_that_becomes_read_only_serves_what_it_has(
 ) -> None:
     Tokens(tokenizer, tmp_path / "cache").prepare(table, rows=range(0, 5))
 
-    def refuse(path: Path, content: bytes) -> None:
+    def refuse(path: Path) -> AbstractContextManager[IO[bytes]]:
         if "cache" in path.parts:
             raise OSError(30, "Read-only file system")
-        path.write_bytes(content)
+        return replacing(path)
 
-    monkeypatch.setattr(module, "write_atomic", refuse)
+    monkeypatch.setattr(module, "replacing", refuse)
     tokens = Tokens(tokenizer, tmp_path / "cache")
     for row in (4, 14, 24):
         assert tokens.ids([Text(table, row)])[0].tolist() == plain(tokenizer, TEXTS[row])
