@@ -141,7 +141,9 @@ def tune_process() -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.processes > 1 and "WORLD_SIZE" not in os.environ:
-        return _launch(arguments.processes)
+        from kdfw.engine.launch import launch
+
+        return launch(arguments.processes, sys.argv[1:])
     tune_process()
     from kdfw.engine import api
 
@@ -158,17 +160,6 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     print(api.result_text(result))
     return 0
-
-
-def _launch(processes: int) -> int:
-    """Start this very command once for each process."""
-    import subprocess
-
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    if "OMP_NUM_THREADS" not in os.environ:
-        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
-    done = subprocess.run([*command, "-m", "kdfw", *sys.argv[1:]], check=False)
-    return done.returncode if done.returncode in (0, 2, 130) else (2 if done.returncode == 1 else 1)
 
 
 def _plan(arguments: argparse.Namespace) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from torch.nn import Parameter
+    from torch import Tensor
+    from torch.nn import Module, Parameter
 
     from kdfw.context import Workers
 
@@ -60,20 +61,64 @@ def from_main(value: Any, workers: Workers) -> Any:
     return json.loads(box[0])
 
 
-def sum_gradients(parameters: Sequence[Parameter], workers: Workers) -> None:
-    """Add up gradients over processes, in one exchange. Every process must give the same parameters."""
+def share_weights(module: Module, workers: Workers) -> None:
+    """The main process's parameters and buffers on every process."""
+    if workers.world_size == 1:
+        return
+    import torch.distributed as dist
+
+    for value in module.state_dict().values():
+        here = value.detach().contiguous()
+        dist.broadcast(here, src=0)
+        value.copy_(here)
+
+
+BUCKET = 1 << 25
+"""Numbers exchanged at once."""
+
+
+def mean_gradients(parameters: Sequence[Parameter], workers: Workers) -> None:
+    """Average gradients over processes. Every process gives the same parameters in the same order.
+
+    A parameter without a gradient on some processes counts as zero there; without one on all it keeps none.
+    """
     if workers.world_size == 1 or not parameters:
         return
     import torch
     import torch.distributed as dist
 
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    dist.all_reduce(flat)
-    begin = 0
-    for gradient in gradients:
-        gradient.copy_(flat[begin : begin + gradient.numel()].view_as(gradient))
-        begin += gradient.numel()
+    device = parameters[0].device
+    used = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32, device=device)
+    dist.all_reduce(used, op=dist.ReduceOp.MAX)
+    gradients = []
+    for parameter, there in zip(parameters, used.tolist(), strict=True):
+        if there and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        if parameter.grad is not None:
+            gradients.append(parameter.grad)
+    for bucket in _buckets(gradients):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        dist.all_reduce(flat)
+        flat /= workers.world_size
+        begin = 0
+        for gradient in bucket:
+            gradient.copy_(flat[begin : begin + gradient.numel()].view_as(gradient))
+            begin += gradient.numel()
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Gradients of one dtype in groups of at most `BUCKET` numbers (or one larger tensor)."""
+    for kind in dict.fromkeys(gradient.dtype for gradient in gradients):
+        bucket: list[Tensor] = []
+        for gradient in gradients:
+            if gradient.dtype != kind:
+                continue
+            if bucket and sum(one.numel() for one in bucket) + gradient.numel() > BUCKET:
+                yield bucket
+                bucket = []
+            bucket.append(gradient)
+        if bucket:
+            yield bucket
 
 
 def any_process(value: bool, workers: Workers) -> bool:

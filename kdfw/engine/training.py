@@ -11,6 +11,7 @@ import contextlib
 import copy
 import json
 import math
+import re
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +44,7 @@ from kdfw.models.forward import (
     signals_of,
 )
 from kdfw.models.precision import autocast_dtype, numerics, resolve
-from kdfw.processes import any_process, from_main, mean_gradients, sum_values
+from kdfw.processes import any_process, from_main, mean_gradients, share_weights, sum_values
 from kdfw.references import CandidatesRef, DataRef, ModelRef, TeacherRef
 from kdfw.samplers.collate import StoredScores
 from kdfw.types import Batch, Clock, Signals
@@ -151,6 +152,10 @@ class Train(Stage):
                 key = ("student",) if name == STUDENT else ("also_train", name)
                 fix = f"it serves: {', '.join(sorted(model.tasks))}"
                 yield plan.problem(*key, found=f"a model that does not serve the task {plan.task}", fix=fix)
+        for name in self.also_train:
+            if name in (STUDENT, "losses") or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
+                fix = f"letters, digits, '_' and '-', not {STUDENT!r} or 'losses': it names files"
+                yield plan.problem("also_train", name, found=f"a model named {name!r}", fix=fix)
         for name in self.producers:
             if name not in trained:
                 yield plan.problem("producers", found=f"no trained model {name!r}", fix=one_of(name, trained))
@@ -290,9 +295,13 @@ class Trainer:
                 _checkpoint_activations(model)
         self.slots = [self._slot(reference) for reference in stage.teachers]
         self.losses = nn.ModuleList(stage.losses)
-        for loss in stage.losses:
-            loss.setup(self.models[loss.settings.model or STUDENT], self._teachers_of(loss, self._objects()))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)  # projections draw their weights
+            for loss in stage.losses:
+                loss.setup(self.models[loss.settings.model or STUDENT], self._teachers_of(loss, self._objects()))
         self.losses.to(self.device)
+        for module in self._modules.values():
+            share_weights(module, self.workers)
         self.needs = [loss.needs for loss in stage.losses]
         self.student_needs, self.teacher_needs = self._needed()
         self.feed = self._feed()
