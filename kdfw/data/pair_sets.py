@@ -55,10 +55,21 @@ PairSource = tuple[str, str, Path, Iterable[PairRow]]
 """(group, prefix of ids, file, rows)"""
 
 
+GoldRange = Annotated[
+    tuple[float, float] | None,
+    Field(description="[lowest, highest] gold score there can be, mapped to 0 and 1; default: scores stay as they are"),
+]
+
+
 def ingest_pairs(
-    folder: Path, splits: Mapping[str, Sequence[PairSource]], dev_share: float, bad: BadLines
+    folder: Path,
+    splits: Mapping[str, Sequence[PairSource]],
+    dev_share: float,
+    bad: BadLines,
+    gold_range: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """Write pairs by split: two tables with the same ids (`prefix:line`), gold scores, group names."""
+    low, high = gold_range or (0.0, 1.0)
     content: dict[str, Any] = {}
     for number, (split, sources) in enumerate(splits.items()):
         place = folder / str(number)
@@ -73,12 +84,15 @@ def ingest_pairs(
                 left.source(path)
                 right.source(path)
                 for row in rows:
+                    if gold_range is not None and row.gold is not None and not low <= row.gold <= high:
+                        bad.report(path, row.line, f"the score {row.gold:g} is outside gold_range {low:g} to {high:g}")
+                        continue
                     id = f"{prefix}:{row.line}"
                     left.add(id, row.left, row.line)
                     right.add(id, row.right, row.line)
                     ids.append(id)
                     groups.append(group)
-                    gold.append(float("nan") if row.gold is None else row.gold)
+                    gold.append(float("nan") if row.gold is None else (row.gold - low) / (high - low))
         scores = np.asarray(gold, dtype=np.float32)
         labelled = len(scores) > 0 and not np.isnan(scores).any()
         if labelled:
@@ -116,6 +130,13 @@ def load_pairs(folder: Path, content: Mapping[str, Any], fingerprint: str, name:
     return PairData(name=name, fingerprint=fingerprint, splits=splits)
 
 
+def checked_range(gold_range: tuple[float, float] | None, owner: str) -> tuple[float, float] | None:
+    """The range as given; raises ConfigError when it is empty."""
+    if gold_range is not None and not gold_range[0] < gold_range[1]:
+        raise ConfigError(f"{owner}: gold_range: found {list(gold_range)}; write [lowest, highest]")
+    return gold_range
+
+
 class TsvPairs(IngestedDataset):
     """Sentence pairs in tab-separated files: `gold TAB sentence TAB sentence`, in columns of your choice.
 
@@ -139,10 +160,12 @@ class TsvPairs(IngestedDataset):
         unlabelled: Annotated[
             list[str] | None, Field(description="splits whose files hold two columns, sentence TAB sentence")
         ] = None,
+        gold_range: GoldRange = None,
         dev_share: DevShare = 0.0,
         name: Name = None,
         on_error: Skip = "raise",
     ) -> None:
+        self._gold_range = checked_range(gold_range, "tsv-pairs")
         self._files = {split: found if isinstance(found, list) else [found] for split, found in files.items()}
         self._gold, self._left, self._right, self._dev_share = gold, left, right, dev_share
         self._unlabelled = set(unlabelled or ())
@@ -151,7 +174,13 @@ class TsvPairs(IngestedDataset):
             raise ConfigError(f"tsv-pairs: unlabelled names {sorted(unknown)[0]!r}; splits: {', '.join(files)}")
         if len({gold, left, right}) != 3:
             raise ConfigError("tsv-pairs: gold, left and right must be different columns")
-        decisive = {"gold": gold, "left": left, "right": right, "unlabelled": sorted(self._unlabelled)}
+        decisive: dict[str, Any] = {
+            "gold": gold,
+            "range": gold_range,
+            "left": left,
+            "right": right,
+            "unlabelled": sorted(self._unlabelled),
+        }
         shape = {split: [_stem(path) for path in paths] for split, paths in self._files.items()}
         super().__init__(name=name, on_error=on_error, decisive={**decisive, "dev_share": dev_share, "files": shape})
 
@@ -175,7 +204,7 @@ class TsvPairs(IngestedDataset):
                 repeated = [_stem(other) for other in paths].count(_stem(path)) > 1
                 prefix = f"{_stem(path)}.{number}" if repeated else _stem(path)
                 sources[split].append((_stem(path), prefix, path, read_pairs(path, bad, *columns)))
-        return ingest_pairs(folder, sources, self._dev_share, bad)
+        return ingest_pairs(folder, sources, self._dev_share, bad, self._gold_range)
 
     def load(self, folder: Path, content: Mapping[str, Any], fingerprint: str) -> Data:
         return load_pairs(folder, content, fingerprint, self.display_name(next(iter(self._files.values()))[0]))
@@ -206,11 +235,13 @@ class Sts(IngestedDataset):
         unlabelled: Annotated[
             Path | None, Field(description="`sentence TAB sentence` file that becomes a split `unlabelled`")
         ] = None,
+        gold_range: GoldRange = None,
         name: Name = None,
         on_error: Skip = "raise",
     ) -> None:
         self.folder, self._test, self._train, self._unlabelled = folder, test, train, unlabelled
-        decisive = {"test": test, "train": train, "unlabelled": unlabelled is not None}
+        self._gold_range = checked_range(gold_range, "sts")
+        decisive = {"test": test, "train": train, "unlabelled": unlabelled is not None, "range": gold_range}
         super().__init__(name=name, on_error=on_error, decisive=decisive)
 
     def _parts(self) -> dict[str, list[tuple[str, str, Path]]]:
@@ -258,7 +289,7 @@ class Sts(IngestedDataset):
         for split, parts in self._parts().items():
             columns = (None, 0, 1) if split == "unlabelled" else (0, 1, 2)
             sources[split] = [(group, prefix, path, read_pairs(path, bad, *columns)) for group, prefix, path in parts]
-        return ingest_pairs(folder, sources, 0.0, bad)
+        return ingest_pairs(folder, sources, 0.0, bad, self._gold_range)
 
     def load(self, folder: Path, content: Mapping[str, Any], fingerprint: str) -> Data:
         return load_pairs(folder, content, fingerprint, self.display_name(self.folder))

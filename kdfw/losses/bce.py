@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from kdfw.components import DistillationLoss
+from kdfw.errors import DataError
 from kdfw.losses.masking import compared, divide, masked_mean
 from kdfw.losses.options import Activation, Signal, StudentTemperature, TargetOption, Teachers, Temperature
 from kdfw.losses.targets import labels_as_teacher, target_needs
@@ -27,11 +29,28 @@ def binary_cross_entropy(student: Tensor, target: Tensor, mask: Tensor) -> Tenso
     return masked_mean(softplus(student) - student * target, mask)
 
 
+def probabilities(labels: Tensor, task: str) -> Tensor:
+    """Labels as targets: any relevance grade from 1 on is 1, a gold score stays as it is (NaN: no label).
+
+    Raises: DataError for gold scores outside 0 to 1: with them the loss has no minimum, and the scores run away.
+    """
+    if task == "ranking":
+        return labels.clamp(0, 1)
+    known = labels[~labels.isnan()]
+    if known.numel() and not (0 <= known.min() and known.max() <= 1):
+        raise DataError(
+            f"bce: labels from {float(known.min()):g} to {float(known.max()):g}, expected 0 to 1; "
+            "give the data `gold_range: [LOWEST, HIGHEST]`"
+        )
+    return labels
+
+
 class BCE(DistillationLoss):
     """Binary cross-entropy with labels or with teacher scores as soft targets.
 
     The target is used raw, after `temperature` and then `teacher_activation` (`sigmoid` when the teacher gives
-    logits; `none` when it gives cosines or probabilities). A class label becomes one-hot.
+    logits; `none` when it gives cosines or probabilities). Of labels, a class becomes one-hot, a relevance grade 0
+    or 1, and a gold score must lie between 0 and 1.
     """
 
     paper = "arXiv:2109.13059"
@@ -74,5 +93,7 @@ class BCE(DistillationLoss):
 
     def forward(self, student: Signals, teachers: Sequence[Signals], batch: Batch, clock: Clock) -> LossTerms:
         if self.target == "labels":
-            teachers = [labels_as_teacher(student, batch, self.signal)]
+            labels = labels_as_teacher(student, batch, self.signal)
+            values = probabilities(labels[self.signal], batch.task)
+            teachers = [replace(labels, logits=values, extra={self.signal: values})]
         return super().forward(student, teachers, batch, clock)

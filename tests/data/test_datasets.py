@@ -234,6 +234,18 @@ def test_sts_sets_and_their_sizes(data_dir: Path, tmp_path: Path) -> None:
     assert test.right.id(row) == "STS12/MSRpar:2"
 
 
+def test_gold_scores_can_be_put_on_the_scale_from_0_to_1(tmp_path: Path) -> None:
+    file = tmp_path / "train.tsv"
+    file.write_text("1\ta\tb\n4\tc\td\n5\te\tf\n", encoding="utf-8")
+    data = TsvPairs(files={"train": file}, gold_range=(1, 5)).open(tmp_path / "cache")
+    assert isinstance(data, PairData) and data.splits["train"].gold is not None
+    assert data.splits["train"].gold.tolist() == [0.0, 0.75, 1.0]
+    with pytest.raises(DataError, match=r"train.tsv:3: the score 5 is outside gold_range 1 to 4"):
+        TsvPairs(files={"train": file}, gold_range=(1, 4)).open(tmp_path / "cache")
+    with pytest.raises(ConfigError, match="gold_range"):
+        TsvPairs(files={"train": file}, gold_range=(5, 1))
+
+
 def test_pairs_in_other_columns_with_dev_and_groups(data_dir: Path, tmp_path: Path) -> None:
     folder = data_dir / "trecqa"
     dataset = TsvPairs(

@@ -14,7 +14,7 @@ from loss_steps import CLOCK, LAYERS, H, Step, Wide, class_step, ranking_step
 from torch import Tensor
 
 from kdfw.components import Constant
-from kdfw.errors import ConfigError, PluginError, TrainingError
+from kdfw.errors import ConfigError, DataError, PluginError, TrainingError
 from kdfw.losses import LOSSES, WEIGHTINGS
 from kdfw.losses.bce import binary_cross_entropy
 from kdfw.losses.contrastive import contrastive, likely_positive
@@ -152,6 +152,19 @@ def test_bce_of_labels_equals_torch() -> None:
     hot = torch.nn.functional.one_hot(step.batch.labels[known], 5).double()
     expected = torch.nn.functional.binary_cross_entropy_with_logits(step.student["logits"][known], hot)
     assert value.item() == pytest.approx(expected.item() * 6 / 7)
+
+
+def test_bce_takes_grades_as_yes_or_no_and_refuses_gold_scores_that_are_no_probabilities() -> None:
+    loss = build("bce", target="labels")
+    ours, _, graded = one_item(row(0.0, 2.0), row(0.0, 0.0), row(0.0, 3.0))
+    assert loss(ours, [], graded, CLOCK).total.item() == pytest.approx((LOG2 + math.log1p(math.exp(-2.0))) / 2)
+    _, _, scored = one_item(row(0.0, 2.0), row(0.0, 0.0), row(0.25, 1.0))
+    expected = (LOG2 + math.log1p(math.exp(-2.0))) / 2
+    assert loss(ours, [], replace(scored, task="pairs"), CLOCK).total.item() == pytest.approx(expected)
+    for label in (4.75, -1.0):
+        ours, _, batch = one_item(row(0.0, 0.0), row(0.0, 0.0), row(label, 1.0))
+        with pytest.raises(DataError, match=f"labels from {min(label, 1):g} to {max(label, 1):g}.*gold_range"):
+            loss(ours, [], replace(batch, task="pairs"), CLOCK)
 
 
 def test_ranknet_by_hand() -> None:
