@@ -158,7 +158,7 @@ def test_bce_takes_grades_as_yes_or_no_and_refuses_gold_scores_that_are_no_proba
     loss = build("bce", target="labels")
     ours, _, graded = one_item(row(0.0, 2.0), row(0.0, 0.0), row(0.0, 3.0))
     assert loss(ours, [], graded, CLOCK).total.item() == pytest.approx((LOG2 + math.log1p(math.exp(-2.0))) / 2)
-    _, _, scored = one_item(row(0.0, 2.0), row(0.0, 0.0), row(0.25, 1.0))
+    ours, _, scored = one_item(row(0.0, 2.0), row(0.0, 0.0), row(0.25, 1.0))
     expected = (LOG2 + math.log1p(math.exp(-2.0))) / 2
     assert loss(ours, [], replace(scored, task="pairs"), CLOCK).total.item() == pytest.approx(expected)
     for label in (4.75, -1.0):
