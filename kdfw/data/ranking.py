@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kdfw.errors import ArtifactError
 from kdfw.types import Run
 
 if TYPE_CHECKING:
@@ -60,13 +61,16 @@ class Ranking:
 
     @classmethod
     def load(cls, folder: Path) -> Ranking:
-        """Memory-mapped from a folder written by `save`."""
-        return cls(
-            query_ids=tuple((folder / "ranking.queries.txt").read_text(encoding="utf-8").split("\n")[:-1]),
-            starts=np.load(folder / "ranking.starts.npy", mmap_mode="r", allow_pickle=False),
-            passages=np.load(folder / "ranking.passages.npy", mmap_mode="r", allow_pickle=False),
-            scores=np.load(folder / "ranking.scores.npy", mmap_mode="r", allow_pickle=False),
-        )
+        """Memory-mapped from a folder written by `save`. Raises ArtifactError for one that is damaged."""
+        try:
+            return cls(
+                query_ids=tuple((folder / "ranking.queries.txt").read_text(encoding="utf-8").split("\n")[:-1]),
+                starts=np.load(folder / "ranking.starts.npy", mmap_mode="r", allow_pickle=False),
+                passages=np.load(folder / "ranking.passages.npy", mmap_mode="r", allow_pickle=False),
+                scores=np.load(folder / "ranking.scores.npy", mmap_mode="r", allow_pickle=False),
+            )
+        except (OSError, ValueError, EOFError) as error:
+            raise ArtifactError(f"{folder}: not a readable ranking ({error}); delete it and run again") from error
 
     @classmethod
     def from_lists(cls, lists: Iterator[tuple[str, np.ndarray, np.ndarray]]) -> Ranking:

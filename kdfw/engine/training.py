@@ -498,7 +498,7 @@ class Trainer:
             weight = loss.settings.weight.at(clock)
             if not isinstance(weight, Tensor) and weight == 0.0:
                 continue
-            yield loss.settings.model or STUDENT, float(weight)
+            yield loss.settings.model or STUDENT, _number(weight)
 
     def backward(self, batch: Batch, clock: Clock, scale: float = 1.0, part: int = 0) -> dict[str, float]:
         """Put the gradient of the batch's weighted losses into the parameters; returns the loss terms."""
@@ -581,7 +581,7 @@ class Trainer:
             for part, value in terms.parts.items():
                 values[f"{name}/{part}"] = float(value)
             if not hasattr(loss.settings.weight, "value"):
-                values[f"{name}/weight"] = float(weight)
+                values[f"{name}/weight"] = _number(weight)
         values["loss"] = float(total.detach())
         return total, values
 
@@ -800,6 +800,10 @@ def _freeze(model: Model) -> Model:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
+
+
+def _number(weight: float | Tensor) -> float:
+    return float(weight.detach() if isinstance(weight, Tensor) else weight)
 
 
 def _whole_everywhere(model: Model) -> bool:

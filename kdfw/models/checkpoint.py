@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from kdfw.components import Model
-from kdfw.errors import ArtifactError, ConfigError, DataError, MissingDependencyError, PluginError
+from kdfw.errors import ArtifactError, ConfigError, DataError, KdfwError, MissingDependencyError, PluginError
 from kdfw.fingerprint import file_digest
 
 FILE = "kdfw.json"
@@ -94,17 +94,7 @@ def check_folder(folder: Path, allow_remote_code: bool) -> None:
 
     Raises: ConfigError.
     """
-    config = folder / "config.json"
-    if config.is_file():
-        try:
-            parsed = json.loads(config.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{config}: not readable as JSON ({error})") from error
-        if isinstance(parsed, dict) and parsed.get("auto_map") and not allow_remote_code:
-            raise ConfigError(
-                f"{folder}: this model brings its own Python code (auto_map in config.json); kdfw does not run it "
-                "unless you allow that on the command line"
-            )
+    refuse_own_code(folder, allow_remote_code)
     if (folder / "adapter_config.json").is_file():
         raise ConfigError(
             f"{folder}: an adapter (adapter_config.json), not a model; merge it into its base first, with peft: "
@@ -117,6 +107,23 @@ def check_folder(folder: Path, allow_remote_code: bool) -> None:
             f"{folder}: {what}; kdfw reads safetensors only. Convert it with transformers: "
             "AutoModel.from_pretrained(...).save_pretrained(..., safe_serialization=True)"
         )
+
+
+def refuse_own_code(folder: Path, allow_remote_code: bool) -> None:
+    """Raises ConfigError when a folder asks for Python code of its own and that is not allowed."""
+    for name in ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            parsed = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: not readable as JSON ({error})") from error
+        if isinstance(parsed, dict) and parsed.get("auto_map") and not allow_remote_code:
+            raise ConfigError(
+                f"{folder}: this model brings its own Python code (auto_map in {name}); kdfw does not run it unless "
+                "you allow that on the command line: --trust-remote-code"
+            )
 
 
 def load_transformer(
@@ -145,11 +152,17 @@ def load_transformer(
                 dtype=torch.float32,
                 **options,
             )
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"base: cannot load {str(source)!r} as {auto}: {first}") from error
+    except (torch.OutOfMemoryError, MemoryError, KdfwError):
+        raise
+    except Exception as error:  # damaged weights and odd configurations fail in any way inside transformers
+        raise ConfigError(f"base: cannot load {str(source)!r} as {auto}: {_first_line(error)}") from error
     align(model)
     return model
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def align(model: nn.Module) -> None:
@@ -176,14 +189,17 @@ def load_tokenizer(source: Path | str, *, revision: str | None = None, allow_rem
     """
     import transformers
 
+    if isinstance(source, Path):
+        refuse_own_code(source, allow_remote_code)
     try:
         with quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 str(source), revision=revision or "main", trust_remote_code=allow_remote_code
             )
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"base: cannot load the tokenizer of {str(source)!r}: {first}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # the Rust library raises a bare Exception for a damaged file
+        raise ConfigError(f"base: cannot load the tokenizer of {str(source)!r}: {_first_line(error)}") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         backend.no_padding()

@@ -307,7 +307,8 @@ class _Planner:
                 "stage": True,
                 "system": bool({"model", "scores"} & stage.produces),
             }
-            if offers[to]:
+            trained: Mapping[str, str] = getattr(stage, "trained_models", lambda: {})()
+            if offers[to] and (not part or part in trained):
                 return Target(kind="stage", name=unique, part=part)
         if to in ("model", "teacher", "system") and base in self.recipe.models and not part:
             built = self.models.get(base)

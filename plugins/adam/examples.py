@@ -68,7 +68,10 @@ class DarkExamples(Augmenter):
             return
         from transformers import AutoTokenizer
 
-        self._pieces = AutoTokenizer.from_pretrained(self.tokenizer, local_files_only=context.offline)
+        # without the explicit refusal transformers asks on the terminal whether to run a tokenizer's own code
+        self._pieces = AutoTokenizer.from_pretrained(
+            self.tokenizer, local_files_only=context.offline, trust_remote_code=False
+        )
         if not self._pieces.is_fast:
             raise ConfigError(f"augmenter adam-dark-examples: tokenizer {self.tokenizer!r} is not a fast tokenizer")
 

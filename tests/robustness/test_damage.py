@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import flip, results, run
+from whole_runs import flip, results, run
 
 from kdfw.data.ranking import Ranking
 from kdfw.errors import KdfwError
