@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from kdfw.components import Constant, Dataset, Loss, Model, Retriever, Sampler, Schedule, Stage, Teacher, Weighting
 from kdfw.data.datasets import DATASETS
 from kdfw.engine.training import Train
-from kdfw.evaluation import STAGES as EVALUATION_STAGES
+from kdfw.evaluation.stage import STAGES as EVALUATION_STAGES
 from kdfw.hookspecs import hookimpl
 from kdfw.losses import LOSSES, WEIGHTINGS
 from kdfw.models import STUDENTS

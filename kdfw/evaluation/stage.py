@@ -360,3 +360,6 @@ def _sorted(lists: Ranking, scores: np.ndarray, data: RankingData, qrels: Qrels,
         known = ~np.isnan(own)
         found.append((query, *ranked(np.array(lists.passages[begin:end])[known], own[known], data.corpus, depth)))
     return Ranking.from_lists(iter(found))
+
+
+STAGES: Mapping[str, type[Stage]] = {"evaluate": Evaluate}
