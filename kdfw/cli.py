@@ -53,9 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--offline", action="store_true", help="never ask a hub")
     check.add_argument("--json", action="store_true", help="as JSON")
 
-    from kdfw.evaluation.commands import add_parsers
+    from kdfw.engine import file_commands
+    from kdfw.evaluation import commands as evaluation_commands
 
-    add_parsers(add)
+    file_commands.add_parsers(add, tune_process)
+    evaluation_commands.add_parsers(add)
 
     report = add("report", _report, "rebuild the report of one or more runs")
     report.add_argument("runs", nargs="+", type=Path, help="run folders")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdfw.retrieval.bm25 import BM25
 from kdfw.retrieval.dense import Dense
+from kdfw.retrieval.encode_stage import Encode
 from kdfw.retrieval.filter import Filter
 from kdfw.retrieval.fusion import Fusion
 from kdfw.retrieval.given import RunFile
@@ -31,7 +32,9 @@ RETRIEVERS: Mapping[str, type[Retriever]] = {
     "rerank": Rerank,
     "fusion": Fusion,
 }
-STAGES: Mapping[str, type[Stage]] = {"mine": Mine, "filter": Filter}
+SEARCHES: Mapping[str, str] = {"dense": "dense", "sparse": "sparse", "maxsim": "late-interaction"}
+"""Which retriever searches with a model, by the model's `search`."""
+STAGES: Mapping[str, type[Stage]] = {"mine": Mine, "filter": Filter, "encode": Encode}
 
 
 def retriever_for(model: str, search: str) -> Retriever:
@@ -41,12 +44,9 @@ def retriever_for(model: str, search: str) -> Retriever:
     """
     from kdfw.errors import ConfigError
 
-    if search == "dense":
-        return Dense(model=model)
-    if search == "sparse":
-        return Sparse(model=model)
-    if search == "maxsim":
-        return LateInteraction(model=model)
+    if search in SEARCHES:
+        retriever: Any = RETRIEVERS[SEARCHES[search]]
+        return retriever(model=model)  # type: ignore[no-any-return]
     raise ConfigError(
         f"model {model!r} cannot search a corpus: it scores a query and a passage together; "
         "let it re-rank: {type: rerank, first: bm25, model: " + model + "}"
@@ -73,8 +73,10 @@ def search_with(
 __all__ = [
     "BM25",
     "RETRIEVERS",
+    "SEARCHES",
     "STAGES",
     "Dense",
+    "Encode",
     "Filter",
     "Fusion",
     "LateInteraction",

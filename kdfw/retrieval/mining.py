@@ -15,6 +15,7 @@ from pydantic import Field
 from kdfw.components import Retriever, Stage
 from kdfw.data.ranking import Ranking
 from kdfw.errors import DataError, Problem
+from kdfw.files import write_lines
 from kdfw.references import DataRef, ModelRef
 from kdfw.retrieval.rerank import score_lists
 
@@ -387,7 +388,11 @@ def summary_of(ranking: Ranking, counts: Mapping[str, int]) -> dict[str, Any]:
 
 def write_run(ranking: Ranking, corpus: TextSource, path: Path) -> None:
     """A TREC run; scores with nine digits, which float32 needs to be read back equal."""
-    with path.open("w", encoding="utf-8") as stream:
-        for number, query in enumerate(ranking.query_ids):
-            for rank, (row, score) in enumerate(zip(*ranking.of(number), strict=True), 1):
-                stream.write(f"{query} Q0 {corpus.id(int(row))} {rank} {float(score):.9g} kdfw\n")
+    write_lines(
+        path,
+        (
+            f"{query} Q0 {corpus.id(int(row))} {rank} {float(score):.9g} kdfw\n"
+            for number, query in enumerate(ranking.query_ids)
+            for rank, (row, score) in enumerate(zip(*ranking.of(number), strict=True), 1)
+        ),
+    )

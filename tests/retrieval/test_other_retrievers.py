@@ -256,7 +256,7 @@ def test_the_right_search_for_any_model(tmp_path: Path) -> None:
 def test_every_retriever_and_stage_has_options_that_can_be_checked() -> None:
     from kdfw.options import options_of, plain_model
 
-    assert len(RETRIEVERS) == 7 and set(STAGES) == {"mine", "filter"}
+    assert len(RETRIEVERS) == 7 and set(STAGES) == {"mine", "filter", "encode"}
     for component in [*RETRIEVERS.values(), *STAGES.values()]:
         options = options_of(component)
         assert options and all(option.description for option in options.values()), component
