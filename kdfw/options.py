@@ -430,6 +430,11 @@ def _expand(value: Any, at: Path, where: Where, problems: list[Problem]) -> Any:
         return type(value)(_expand(item, (*at, index), where, problems) for index, item in enumerate(value))
     if not isinstance(value, FilePath):
         return value
+    secret = re.search(r"\$\{?(\w*(?:KEY|TOKEN|SECRET|PASSW|CREDENTIAL)\w*)", str(value), re.IGNORECASE)
+    if secret:  # paths are shown in errors and kept in run folders
+        fix = "a path may not hold a secret; rename the variable if it is none"
+        problems.append(Problem(where=where(at), found=f"the environment variable {secret[1]} in a path", fix=fix))
+        return value
     text = os.path.expandvars(os.path.expanduser(str(value)))
     missing = re.search(r"\$\{?(\w+)\}?", text)
     if missing:

@@ -17,7 +17,7 @@ from kdfw.data.ranking_files import RankingRecord, ranking_record
 from kdfw.data.ranking_sets import DevShare, Name, RankingBuilder, Skip, ingest_records, load_ranking
 from kdfw.data.sets import Data
 from kdfw.data.store import missing_file
-from kdfw.data.table import id_fault
+from kdfw.data.table import word_fault
 from kdfw.errors import ConfigError, DataError, MissingDependencyError
 from kdfw.types import Qrels
 
@@ -264,7 +264,7 @@ class IrDatasets(IngestedDataset):
                 title = getattr(row, "title", "") if kind == "docs" and self._title else ""
                 if title and title != text:
                     text = f"{title} {text}"
-                fault = id_fault(str(own)) or ("" if isinstance(text, str) else f"no text: {show(text)}")
+                fault = word_fault(str(own)) or ("" if isinstance(text, str) else f"no text: {show(text)}")
                 if fault or "\x00" in text:
                     bad.report(Path(id), number, fault or "a NUL character")
                     continue

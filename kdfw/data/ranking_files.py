@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdfw.data.lines import BadLines, Fields, read_json, read_lines, show
-from kdfw.data.table import id_fault
+from kdfw.data.table import word_fault
 
 BEIR_QRELS_HEADER = ("query-id", "corpus-id", "score")
 
@@ -20,7 +20,7 @@ def read_id_text(path: Path, bad: BadLines) -> Iterator[tuple[int, str, str]]:
     """(line, id, text) of `id TAB text`: MS MARCO collections and queries. Tabs after the first belong to the text."""
     for line, content in read_lines(path, bad):
         id, tab, text = content.partition("\t")
-        fault = "no tab" if not tab else id_fault(id)
+        fault = "no tab" if not tab else word_fault(id)
         if fault:
             bad.report(path, line, f"{fault} in {show(content)}", "each line is `id TAB text`")
             continue
@@ -40,7 +40,7 @@ def read_beir_texts(
         id = fields.id("_id" if "_id" in value or "id" not in value else "id")
         text = fields.text("text")
         heading = fields.text("title", "") if title and value.get("title") is not None else ""
-        fault = fields.fault or id_fault(id)
+        fault = fields.fault or word_fault(id)
         if fault:
             bad.report(path, line, fault, 'each line is {"_id": ..., "title": ..., "text": ...}')
             continue
@@ -108,7 +108,7 @@ def ranking_record(value: dict[str, object], line: int) -> tuple[RankingRecord |
     positive_scores, negative_scores = fields.numbers("pos_scores"), fields.numbers("neg_scores")
     id_key = _first(value, _ID)
     id = fields.id(id_key) if value.get(id_key) is not None else content_id(query)
-    fault = fields.fault or id_fault(id)
+    fault = fields.fault or word_fault(id)
     if not fault and not query.strip():
         fault = "an empty query"
     if not fault and not (positives or negatives):
@@ -163,7 +163,7 @@ def read_hard_negatives(path: Path, bad: BadLines) -> Iterator[HardNegatives]:
             inner = Fields(systems)
             negatives = {system: inner.ids(system) for system in systems}
             fields.fault = fields.fault or inner.fault
-        fault = fields.fault or id_fault(query)
+        fault = fields.fault or word_fault(query)
         if fault:
             bad.report(path, line, fault, 'each line is {"qid": ..., "pos": [...], "neg": {"bm25": [...]}}')
             continue

@@ -109,6 +109,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{folder / MANIFEST}: damaged ({error}); delete the folder and run again") from error
     for name, size in sizes.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ArtifactError(
+                f"{folder / MANIFEST}: damaged ({name!r} lies outside); delete the folder and run again"
+            )
         path = folder / name
         found = path.stat().st_size if path.is_file() else None
         if found != size:

@@ -429,3 +429,10 @@ def id_fault(id: str) -> str:
         if ord(character) < 32 or character == "\x7f":
             return f"the id {id[:40]!r} holds a control character"
     return ""
+
+
+def word_fault(id: str) -> str:
+    """Like `id_fault`, for ids of queries and passages: run files part their columns at white space."""
+    return id_fault(id) or (
+        f"the id {id[:40]!r} holds white space" if len(id.split()) != 1 or id.split()[0] != id else ""
+    )

@@ -196,6 +196,9 @@ def _data(raw: Any, source: Source, registry: Registry, problems: list[Problem])
         return {}
     found = {}
     for name, (item, path) in items.items():
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
+            fix = "letters, digits, '_' and '-'"
+            problems.append(Problem(where=source.where(path), found=f"name of data {name!r}", fix=fix))
         spec = check("dataset", item, path, registry, source.where, problems)
         if spec is not None:
             found[name] = spec
@@ -219,7 +222,7 @@ def _models(raw: Any, source: Source, registry: Registry, problems: list[Problem
     students, teachers = registry.names("student"), registry.names("teacher")
     for name, item in raw.items():
         path = ("models", name)
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", str(name)):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", str(name)):
             problems.append(
                 Problem(where=source.where(path), found=f"model name {name!r}", fix="letters, digits, '_' and '-'")
             )
@@ -303,7 +306,7 @@ def _entries(
                 yield from _entries(inner, (*path, "stages", index), number, defaults, seen, source, registry, fresh)
         return
     base = item.get("name", item.get("type"))
-    if not isinstance(base, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", base):
+    if not isinstance(base, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", base):
         fix = "a stage has a `name` of letters, digits, '_' and '-'"
         problems.append(Problem(where=source.where((*path, "name")), found=f"found {base!r}", fix=fix))
         return
