@@ -39,6 +39,8 @@ class Artifact:
     kind: str
     fingerprint: str
     summary: Mapping[str, Any]
+    seconds: float = 0.0
+    """What the last try at making it took."""
 
 
 class ArtifactStore:
@@ -66,7 +68,13 @@ class ArtifactStore:
             if fault is None:
                 self._verified |= {folder} if verify else set()
                 manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-                return Artifact(folder=folder, kind=kind, fingerprint=fingerprint, summary=manifest["summary"])
+                return Artifact(
+                    folder=folder,
+                    kind=kind,
+                    fingerprint=fingerprint,
+                    summary=manifest["summary"],
+                    seconds=float(manifest.get("seconds", 0.0)),
+                )
             log.warning("%s: %s; it will be made again", folder, fault)
             if root == self.writable:
                 aside = root / "damaged" / f"{folder.name}-{time.time_ns()}"
@@ -104,7 +112,7 @@ class ArtifactStore:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def commit(self, kind: str, fingerprint: str, summary: Mapping[str, Any]) -> Artifact:
+    def commit(self, kind: str, fingerprint: str, summary: Mapping[str, Any], seconds: float = 0.0) -> Artifact:
         """Turn the working folder into the artifact."""
         work = self.work_folder(kind, fingerprint)
         target = self.writable / "artifacts" / work.name
@@ -118,6 +126,7 @@ class ArtifactStore:
                 sync_file(work / name)
                 files[name.as_posix()] = [(work / name).stat().st_size, file_digest(work / name)]
             value = {"kind": kind, "fingerprint": fingerprint, "files": files, "summary": dict(summary)}
+            value["seconds"] = round(seconds, 3)
             # as it will be read back, so that its own checksum holds then
             value = json.loads(json.dumps(value))
             write_json(work / MANIFEST, {**value, "checksum": fingerprint_of(value)})
@@ -129,7 +138,7 @@ class ArtifactStore:
         except OSError as error:
             raise ArtifactError(f"{target}: cannot be written: {error.strerror}; free some space, run again") from error
         self._verified.add(target)
-        return Artifact(folder=target, kind=kind, fingerprint=fingerprint, summary=dict(summary))
+        return Artifact(folder=target, kind=kind, fingerprint=fingerprint, summary=dict(summary), seconds=seconds)
 
     def _fault(self, folder: Path, fingerprint: str) -> str | None:
         try:

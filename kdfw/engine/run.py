@@ -24,7 +24,7 @@ from kdfw.engine.artifacts import MANIFEST, Artifact, ArtifactStore
 from kdfw.engine.cards import write_cards
 from kdfw.engine.runtime import Context, Runtime
 from kdfw.errors import ArtifactError
-from kdfw.files import files_below, link_or_copy, write_atomic, write_json
+from kdfw.files import files_below, link_or_copy, naming_full_disk, write_atomic, write_json
 from kdfw.fingerprint import file_digest
 from kdfw.plugins import registry
 from kdfw.processes import barrier, from_main
@@ -105,32 +105,34 @@ def run_plan(
     records: list[dict[str, Any]] = []
     worked = False
     for planned in plan.stages:
-        began = time.monotonic()
-        artifact, cached = _stage(runtime, planned, out)
+        with naming_full_disk(planned.folder, store.writable):
+            artifact, cached = _stage(runtime, planned, out)
         worked |= not cached
         runtime.artifacts[planned.name] = artifact.folder
         summaries[planned.name] = artifact.summary
         stages[planned.name] = out / "stages" / planned.folder
-        seconds = time.monotonic() - began
         records.append(
             {
                 "name": planned.name,
                 "type": planned.kind,
                 "fingerprint": planned.fingerprint,
                 "cached": cached,
-                "seconds": round(seconds, 3),
+                "seconds": round(artifact.seconds, 1),
                 "summary": dict(artifact.summary),
             }
         )
         if workers.main:
-            _materialise(artifact, stages[planned.name])
-            _write_manifest(out, runtime, records, finished=False)
+            with naming_full_disk(planned.folder, out):
+                _materialise(artifact, stages[planned.name])
+            if worked or not before:
+                _write_manifest(out, runtime, records, finished=False)
     report = None
     if workers.main:
         if not (before and not worked):
             _write_manifest(out, runtime, records, finished=True)
-        write_cards(out, plan, summaries)
-        report = write_report(out)
+        with naming_full_disk("report", out):
+            write_cards(out, plan, summaries)
+            report = write_report(out)
     barrier(workers)
     return RunResult(folder=out, stages=stages, summaries=summaries, nothing_to_do=before and not worked, report=report)
 
@@ -179,18 +181,13 @@ def _work(runtime: Runtime, planned: PlannedStage) -> tuple[Artifact, bool]:
     context = Context(runtime, planned, folder)
     began = time.monotonic()
     try:
-        planned.stage.run(context)
-    except OSError as error:
-        if error.errno in (28, 122):  # no space, or quota
-            raise ArtifactError(
-                f"{planned.folder}: the disk is full ({folder}); what was done is kept: free some space and run again"
-            ) from error
-        raise
+        with naming_full_disk(planned.folder, folder):
+            planned.stage.run(context)
     finally:
         context.release()
     barrier(workers)
     if workers.main:
-        artifact = store.commit(planned.kind, planned.fingerprint, context.summary_values)
+        artifact = store.commit(planned.kind, planned.fingerprint, context.summary_values, time.monotonic() - began)
         log.info("%s: done in %.1f s", planned.folder, time.monotonic() - began)
     barrier(workers)
     found = artifact if workers.main else _made_by_main(store, planned)
