@@ -125,7 +125,7 @@ class ArtifactStore:
                     continue
                 sync_file(work / name)
                 files[name.as_posix()] = [(work / name).stat().st_size, file_digest(work / name)]
-            value = {"kind": kind, "fingerprint": fingerprint, "files": files, "summary": dict(summary)}
+            value: dict[str, Any] = {"kind": kind, "fingerprint": fingerprint, "files": files, "summary": dict(summary)}
             value["seconds"] = round(seconds, 3)
             # as it will be read back, so that its own checksum holds then
             value = json.loads(json.dumps(value))
