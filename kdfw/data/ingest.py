@@ -12,6 +12,7 @@ import numpy as np
 
 from kdfw.components import Dataset
 from kdfw.data.lines import BadLines, OnError
+from kdfw.data.order import ranked
 from kdfw.data.ranking import Ranking
 from kdfw.data.sets import Data, SkippedLines
 from kdfw.data.store import build_folder, read_manifest, remembered_digest
@@ -172,15 +173,13 @@ class StoredQrels(Mapping[str, Qrels]):
         return len(self._files)
 
 
-def ranked(corpus: TextTable, rows: Sequence[int], scores: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and scores in the order of a ranking: score descending, then id descending. A row given twice keeps its
-    better score."""
+def ordered(corpus: TextTable, rows: Sequence[int], scores: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and scores in the order of a ranking. A row given twice keeps its better score."""
     best: dict[int, float] = {}
     for row, score in zip(rows, scores, strict=True):
         best[row] = max(score, best.get(row, -np.inf))
-    order = sorted(best, key=corpus.id, reverse=True)
-    order.sort(key=lambda row: -best[row])
-    return np.asarray(order, dtype=np.int64), np.asarray([best[row] for row in order], dtype=np.float32)
+    found = np.asarray(list(best), dtype=np.int64)
+    return ranked(found, np.asarray(list(best.values()), dtype=np.float32), corpus)
 
 
 def save_rankings(folder: Path, rankings: Mapping[str, Ranking]) -> list[str]:

@@ -18,7 +18,7 @@ from kdfw.data.ingest import (
     carve,
     known_split,
     load_rankings,
-    ranked,
+    ordered,
     save_rankings,
     split_names,
     write_qrels,
@@ -155,7 +155,7 @@ class RankingBuilder:
                 unknown = ids[int(np.argmax(rows < 0))]
                 self.bad.report(path, line, f"passage {unknown!r} of query {query!r} is not in the corpus")
             kept, place = rows[rows >= 0].tolist(), -np.arange(len(ids), dtype=np.float64)[rows >= 0]
-            grouped.setdefault(name, []).append((query, *ranked(corpus, kept, place.tolist())))
+            grouped.setdefault(name, []).append((query, *ordered(corpus, kept, place.tolist())))
         for name, found in grouped.items():
             self.add_ranking(name, found)
 
@@ -345,7 +345,7 @@ class MsMarco(IngestedDataset):
                 if (rows < 0).any():
                     log.warning("%s: query %s: %d passages are not in the corpus", path, query, int((rows < 0).sum()))
                 pairs = [(int(row), score) for row, score in zip(rows, scores.values(), strict=True) if row >= 0]
-                lists.append((query, *ranked(corpus, [row for row, _ in pairs], [score for _, score in pairs])))
+                lists.append((query, *ordered(corpus, [row for row, _ in pairs], [score for _, score in pairs])))
             builder.add_ranking(name, lists)
         for number, split in enumerate(self._triples):
             names = [split] if self._dev_share == 0 or split != "train" else ["train", "dev"]
@@ -577,7 +577,7 @@ def ingest_records(
     for number, split in enumerate(splits):
         queries = TextTable(folder / f"queries.{number}")
         builder.split(split, f"queries.{number}", queries, None, judged[split])
-    builder.add_ranking("given", [(query, *ranked(corpus, rows, scores)) for query, rows, scores in lists])
+    builder.add_ranking("given", [(query, *ordered(corpus, rows, scores)) for query, rows, scores in lists])
     return builder.content()
 
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from kdfw.data.order import trec_order
 from kdfw.errors import DataError
-from kdfw.evaluation.order import trec_order
 from kdfw.files import write_lines
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from kdfw.data.order import trec_order
 from kdfw.errors import DataError, did_you_mean
-from kdfw.evaluation.order import trec_order
 from kdfw.types import Qrels
 
 _KINDS = {

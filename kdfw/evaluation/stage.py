@@ -348,8 +348,8 @@ def _cut(lists: Ranking, qrels: Qrels, depth: int) -> Ranking:
 
 def _sorted(lists: Ranking, scores: np.ndarray, data: RankingData, qrels: Qrels, depth: int) -> Ranking:
     """Lists in the order of new scores; a passage without a score (NaN) is left out."""
+    from kdfw.data.order import ranked
     from kdfw.data.ranking import Ranking
-    from kdfw.retrieval.order import ranked
 
     found = []
     for number, query in enumerate(lists.query_ids):

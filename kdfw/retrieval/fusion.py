@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from kdfw.components import Retriever
+from kdfw.data.order import ranked
 from kdfw.errors import ConfigError
-from kdfw.retrieval.order import ranked
 from kdfw.retrieval.queries import as_ranking
 
 if TYPE_CHECKING:

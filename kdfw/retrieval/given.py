@@ -10,9 +10,9 @@ import numpy as np
 from pydantic import Field
 
 from kdfw.components import Retriever
+from kdfw.data.order import ranked
 from kdfw.data.ranking import Ranking
 from kdfw.errors import DataError
-from kdfw.retrieval.order import ranked
 from kdfw.retrieval.queries import as_ranking
 
 if TYPE_CHECKING:

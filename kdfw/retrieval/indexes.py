@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from kdfw.data.order import ranked
 from kdfw.errors import ConfigError, MissingDependencyError
-from kdfw.retrieval.order import ranked
 
 if TYPE_CHECKING:
     import torch

@@ -8,10 +8,10 @@ import numpy as np
 from pydantic import Field
 
 from kdfw.components import Retriever
+from kdfw.data.order import ranked
 from kdfw.references import ModelRef
 from kdfw.retrieval.encode import Ragged, encode_ragged
 from kdfw.retrieval.indexes import TIES, Found, in_order, narrow
-from kdfw.retrieval.order import ranked
 from kdfw.retrieval.queries import gathered, search_in_shares
 from kdfw.retrieval.store import Opened
 

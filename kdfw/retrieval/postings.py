@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdfw.retrieval.order import ranked
+from kdfw.data.order import ranked
 
 if TYPE_CHECKING:
     from kdfw.types import TextSource

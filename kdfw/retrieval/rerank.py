@@ -9,8 +9,8 @@ from pydantic import Field
 
 from kdfw.components import Retriever
 from kdfw.context import Workers
+from kdfw.data.order import ranked
 from kdfw.references import ModelRef
-from kdfw.retrieval.order import ranked
 from kdfw.retrieval.queries import as_ranking, gathered
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdfw.data.order import trec_order
 from kdfw.data.ranking import Ranking
 from kdfw.data.runs import read_qrels, read_run
 from kdfw.errors import DataError
 from kdfw.evaluation.arrays import JudgedRows, score_gains, score_ranking
 from kdfw.evaluation.measures import parse_measures, score_run
-from kdfw.evaluation.order import trec_order
 from kdfw.types import Qrels, Run
 
 ALL = (

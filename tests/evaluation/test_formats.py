@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdfw.data.order import trec_order
 from kdfw.data.runs import read_qrels, read_run
 from kdfw.errors import DataError
 from kdfw.evaluation.formats import (
@@ -19,7 +20,6 @@ from kdfw.evaluation.formats import (
     write_mteb,
     write_trec,
 )
-from kdfw.evaluation.order import trec_order
 
 RUN = {"q1": {"a": 3.5, "b": 2.0}, "q2": {"c": -1.0}}
 

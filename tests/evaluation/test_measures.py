@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trec_eval_values import COMPARED, trec_eval
 
+from kdfw.data.order import trec_order
 from kdfw.data.runs import read_qrels, read_run
 from kdfw.errors import DataError
 from kdfw.evaluation.measures import parse_measure, parse_measures, score_run
-from kdfw.evaluation.order import trec_order
 from kdfw.types import Qrels, Run
 
 pytest.importorskip("pytrec_eval")

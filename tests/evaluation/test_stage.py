@@ -29,7 +29,7 @@ def write_recipe(folder: Path, stages: str, data: str = "") -> Path:
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from kdfw.engine.api import run
 
-    monkeypatch.setattr("kdfw.engine.run._report", lambda out: None)  # the report has tests of its own
+    monkeypatch.setattr("kdfw.engine.run.write_report", lambda out: None)  # the report has tests of its own
     stages = (
         "  - {name: found, type: mine, retriever: bm25, depth: 10, split: test, drop_positives: false}\n"
         "  - {name: full, type: evaluate, models: [small], against: [bm25], measures: [nDCG@10, RR@10], depth: 20}\n"
@@ -67,7 +67,7 @@ def test_sentence_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     from kdfw.engine.api import run
 
-    monkeypatch.setattr("kdfw.engine.run._report", lambda out: None)
+    monkeypatch.setattr("kdfw.engine.run.write_report", lambda out: None)
     pairs = [(1, "water stone", "river bridge"), (4, "water", "water"), (2, "light", "engine"), (0, "cache", "index")]
     (tmp_path / "pairs.tsv").write_text("".join("\t".join(map(str, pair)) + "\n" for pair in pairs))
     data = f"{{type: tsv-pairs, files: {{test: {tmp_path / 'pairs.tsv'}}}}}"

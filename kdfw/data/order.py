@@ -1,12 +1,41 @@
-"""The order of a ranked list: score descending, ties by passage id descending, as trec_eval orders it."""
+"""The one order of results: score descending, equal scores by passage id descending, as trec_eval orders them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kdfw.errors import DataError
+
+if TYPE_CHECKING:
+    from kdfw.types import TextSource
+
+
+def ranked(
+    rows: np.ndarray, scores: np.ndarray, corpus: TextSource, depth: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best `depth` of one query's results, in order.
+
+    Ids are looked up only where scores are equal, so a corpus of millions of ids is never sorted.
+
+    Args:
+        rows: (n,) distinct rows of the corpus, in any order.
+        scores: (n,) float32; compared as they are, so equal means equal bits.
+        depth: how many to keep; None keeps all.
+    """
+    if depth is not None and len(scores) > depth:
+        bound = np.partition(scores, len(scores) - depth)[len(scores) - depth] if depth else np.inf
+        keep = np.flatnonzero(scores >= bound)  # with everything that ties with the last one
+        rows, scores = rows[keep], scores[keep]
+    order = np.argsort(-scores, kind="stable")
+    rows, scores = rows[order], scores[order]
+    new = np.flatnonzero(np.concatenate(([True], scores[1:] != scores[:-1], [True])))
+    for group in np.flatnonzero(np.diff(new) > 1):
+        tied = slice(new[group], new[group + 1])
+        rows[tied] = sorted(rows[tied].tolist(), key=corpus.id, reverse=True)
+    return rows[:depth], scores[:depth]
 
 
 def trec_order(results: Mapping[str, float], query: str = "") -> list[str]:
