@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import json
 import os
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from kdfw.errors import ArtifactError
+from kdfw.errors import ArtifactError, KdfwError
 
 
 @contextlib.contextmanager
@@ -63,6 +64,30 @@ def write_lines(path: Path, lines: Iterable[str | bytes], pack: bool | None = No
 def write_json(path: Path, value: Any) -> None:
     """`write_atomic` of indented JSON with sorted keys."""
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def naming_full_disk(what: str, folder: Path) -> Iterator[None]:
+    """Turns the many faces of a disk that is full or read-only into one ArtifactError that says what to do.
+
+    numpy gives an OSError without a number, safetensors an error of its own with the text of the system.
+    """
+    try:
+        yield
+    except KdfwError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        short_write = isinstance(error, OSError) and number is None and "requested and" in str(error)
+        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error) or short_write
+        if not full and number != errno.EROFS and "Read-only file system" not in str(error):
+            raise
+        reason = "the disk is full" if full else "the disk is read-only"
+        place = error.filename if isinstance(error, OSError) and error.filename else folder
+        raise ArtifactError(
+            f"{what}: cannot write {place}: {reason}; what was done is kept: free some space (or set KDFW_CACHE to "
+            "another disk) and run again"
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:
