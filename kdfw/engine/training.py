@@ -244,9 +244,10 @@ class Train(Stage):
 
     def estimate(self, plan: PlanView) -> str:
         settings = self.settings_
-        length = f"{settings.steps} steps" if settings.steps else f"{settings.epochs or 1} epochs"
+        number, unit = (settings.steps, "step") if settings.steps else (settings.epochs or 1, "epoch")
+        length = f"{number} {unit}{'' if number == 1 else 's'}"
         candidates = ""
-        if self.sampler is not None and self.sampler.num_candidates:
+        if plan.task == "ranking" and self.sampler is not None and self.sampler.num_candidates:
             candidates = f" x {self.sampler.num_candidates} candidates"
         live = sum(plan.model(reference) is not None for reference in self.teachers)
         teachers = f", {live} live teacher{'' if live == 1 else 's'}" if live else ""
