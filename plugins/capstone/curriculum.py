@@ -67,7 +67,12 @@ class Part(Schedule):
 
     paper = "arXiv:2212.09114"
 
-    def __init__(self, *, parts: Annotated[int, Field(ge=1)] = 3, mode: Mode = "gradual") -> None:
+    def __init__(
+        self,
+        *,
+        parts: Annotated[int, Field(ge=1, description="parts the generated queries are divided into")] = 3,
+        mode: Annotated[Mode, Field(description="gradual-gold ends with the gold query, as part 0")] = "gradual",
+    ) -> None:
         self.parts = parts
         self.mode: Mode = mode
 

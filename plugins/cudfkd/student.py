@@ -66,12 +66,14 @@ class SelfPacedDistillation(Loss):
     def __init__(
         self,
         *,
-        distance: Distance = "l1",
+        distance: Annotated[Distance, Field(description="between teacher's and student's logits of a sample")] = "l1",
         temperature: Annotated[float, Field(gt=0, description="of the distance `kl`")] = 20.0,
-        pace: Pace = "log",
-        start: Annotated[float, Field(gt=0)] = 2.0,
-        growth: Annotated[float, Field(ge=0)] = 1e-4,
-        per_batch: bool = False,
+        pace: Annotated[Pace, Field(description="form of the self-paced weights")] = "log",
+        start: Annotated[float, Field(gt=0, description="lambda at the first student step")] = 2.0,
+        growth: Annotated[float, Field(ge=0, description="what lambda grows by each student step")] = 1e-4,
+        per_batch: Annotated[
+            bool, Field(description="one weight for the whole batch, as some releases have it")
+        ] = False,
     ) -> None:
         super().__init__()
         self.distance: Distance = distance

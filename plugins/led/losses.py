@@ -131,7 +131,7 @@ class Ablation(DistillationLoss):
     def __init__(
         self,
         *,
-        method: Method,
+        method: Annotated[Method, Field(description="which ablation loss of the released code")],
         with_positives: Annotated[bool, Field(description="whether labelled positives take part")] = True,
         weighting: Annotated[
             Weighting | None, Field(description="weights of teachers and items; default: equal")
