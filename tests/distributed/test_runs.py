@@ -1,0 +1,223 @@
+"""Whole runs in several processes: the same artifacts, and nobody left waiting when something goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from run_processes import Together
+
+from kdfw.data.ranking import Ranking
+from kdfw.files import files_below
+
+UNLIKE = {"timing.json", "artifact.json", "metrics.jsonl", "manifest.json", "README.md"}
+"""Files that hold times, or checksums of such files."""
+
+
+def run(recipe: Path, out: Path, *settings: str) -> None:
+    import kdfw
+    from kdfw.retrieval import encode
+
+    encode.PASSAGE_WINDOW = 16  # so that there is something to share among processes
+    encode.QUERY_WINDOW = 4
+    kdfw.run(recipe, settings, out=out, cache=out.parent / "cache")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name.as_posix(): (folder / name).read_bytes() for name in files_below(folder) if name.name not in UNLIKE}
+
+
+def stage(out: Path, name: str) -> Path:
+    (found,) = (out / "stages").glob(f"*-{name}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one process."""
+    root = tmp_path_factory.mktemp("alone")
+    started = Together(root).start(1, run, recipe, root / "run")
+    assert started.codes() == [0], started.errors()
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def pair(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of two."""
+    root = tmp_path_factory.mktemp("pair")
+    started = Together(root).start(2, run, recipe, root / "run")
+    assert started.codes() == [0, 0], started.errors()
+    return root / "run"
+
+
+@pytest.mark.parametrize("name", ["mined", "scores"])
+def test_candidates_and_teacher_scores_are_the_same_bytes(name: str, alone: Path, pair: Path):
+    assert contents(stage(alone, name)) == contents(stage(pair, name))
+    assert len(Ranking.load(stage(pair, name))) == 12
+
+
+def test_trained_weights_agree(alone: Path, pair: Path):
+    from safetensors.torch import load_file
+
+    one, two = (load_file(stage(out, "distill") / "model" / "model.safetensors") for out in (alone, pair))
+    assert set(one) == set(two)
+    for name in one:
+        if name.endswith("key.bias"):
+            continue  # softmax cancels it: its gradient is rounding alone, which Adam makes into steps of full size
+        assert torch.allclose(one[name], two[name], rtol=0, atol=1e-5), name
+    lines = [json.loads(line) for line in (stage(pair, "distill") / "metrics.jsonl").read_text().splitlines()]
+    assert sum("loss" in line for line in lines) == 9  # one writer
+
+
+def test_search_embeddings_measures_and_run_files_are_the_same_bytes_for_the_same_weights(
+    recipe: Path, alone: Path, together: Together, tmp_path: Path
+):
+    """The training stage is taken from the run of one process; what follows is done by two."""
+    cache = tmp_path / "cache" / "artifacts"
+    cache.mkdir(parents=True)
+    for kind in ("mine-", "score-", "train-"):
+        for folder in (alone.parent / "cache" / "artifacts").glob(f"{kind}*"):
+            shutil.copytree(folder, cache / folder.name)
+    hard = json.loads((stage(alone, "hard") / "artifact.json").read_text())["fingerprint"]
+    shutil.rmtree(cache / f"mine-{hard}")
+    started = together.start(2, run, recipe, tmp_path / "run")
+    assert started.codes() == [0, 0], started.errors()
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["processes"] == 2
+    assert [entry["name"] for entry in manifest["stages"] if not entry["cached"]] == ["hard", "test"]
+    for name in ("hard", "test"):
+        mine, theirs = contents(stage(tmp_path / "run", name)), contents(stage(alone, name))
+        assert any(path.endswith(".trec") for path in mine)
+        if name == "test":
+            mine, theirs = ({path: _untimed(value) for path, value in each.items()} for each in (mine, theirs))
+        assert mine == theirs
+    embedded = {path.parent.name: path for path in (tmp_path / "cache" / "embeddings").glob("*/*.npy")}
+    assert embedded
+    for path in (tmp_path / "cache" / "embeddings").glob("*/*.npy"):
+        other = alone.parent / "cache" / "embeddings" / path.parent.name / path.name
+        assert np.array_equal(np.load(path), np.load(other)), path
+
+
+def _untimed(value: bytes) -> Any:
+    """A file of the evaluation stage without what depends on the clock."""
+    try:
+        return _without_times(json.loads(value))
+    except ValueError:
+        return value
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_times(each) for key, each in value.items() if "second" not in key}
+    return [_without_times(each) for each in value] if isinstance(value, list) else value
+
+
+# ---------------------------------------------------------------- when something goes wrong
+
+
+def fail_on(rank: int, recipe: Path, out: Path) -> None:
+    from kdfw.engine.training import Trainer
+    from kdfw.errors import DataError
+
+    original = Trainer.step
+
+    def step(self: Any, batch: Any, clock: Any) -> Any:
+        if clock.step == 3 and self.workers.rank == rank:
+            raise DataError("line 7 of the data is broken")
+        return original(self, batch, clock)
+
+    Trainer.step = step  # type: ignore[method-assign]
+    run(recipe, out)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_fails_takes_the_others_along(rank: int, recipe: Path, together: Together, tmp_path: Path):
+    began = time.monotonic()
+    started = together.start(2, fail_on, rank, recipe, tmp_path / "run")
+    assert started.codes(timeout=60) == [2, 2], started.errors()
+    assert time.monotonic() - began < 60
+    assert started.errors().count("line 7 of the data is broken") == 1
+    assert f"stopped with process {rank}, which failed: DataError" in started.errors()
+
+
+def hang_on_main(recipe: Path, out: Path) -> None:
+    """The main process fails while the other waits for something that is no collective."""
+    from kdfw.engine.training import Trainer
+
+    def step(self: Any, batch: Any, clock: Any) -> Any:
+        if self.workers.main:
+            raise RuntimeError("our own fault")
+        time.sleep(600)
+
+    Trainer.step = step  # type: ignore[method-assign]
+    run(recipe, out)
+
+
+def test_a_process_that_waits_elsewhere_is_ended_too(recipe: Path, together: Together, tmp_path: Path):
+    started = together.start(2, hang_on_main, recipe, tmp_path / "run")
+    assert started.codes(timeout=60) == [1, 1]
+
+
+def interrupt_both(recipe: Path, out: Path) -> None:
+    from kdfw.engine.training import Trainer
+
+    original = Trainer.step
+
+    def step(self: Any, batch: Any, clock: Any) -> Any:
+        if clock.step == 4 and self.workers.rank == 1:  # only one of them hears it
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch, clock)
+
+    Trainer.step = step  # type: ignore[method-assign]
+    run(recipe, out)
+
+
+def test_an_interrupt_leaves_a_checkpoint_from_which_any_number_of_processes_goes_on(
+    recipe: Path, pair: Path, together: Together, tmp_path: Path
+):
+    assert together(2, interrupt_both, recipe, tmp_path / "run") == [130, 130]
+    checkpoints = list((tmp_path / "cache" / "work").glob("train-*/checkpoints/step-*"))
+    assert max(path.name for path in checkpoints) == "step-00000005"
+    shutil.copytree(tmp_path / "cache", tmp_path / "other" / "cache")
+    assert together(2, run, recipe, tmp_path / "run") == [0, 0]
+    weights = "model/model.safetensors"
+    resumed = (stage(tmp_path / "run", "distill") / weights).read_bytes()
+    assert resumed == (stage(pair, "distill") / weights).read_bytes()
+    assert together(1, run, recipe, tmp_path / "other" / "run") == [0]
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    variables = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    return subprocess.run(
+        [sys.executable, "-m", "kdfw", *map(str, arguments)],
+        capture_output=True, text=True, timeout=120, check=False, env={**variables, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_the_launcher_runs_and_says_everything_once(recipe: Path, alone: Path, tmp_path: Path):
+    shutil.copytree(alone.parent / "cache", tmp_path / "cache")
+    done = command("run", recipe, "--processes", 2, "--out", tmp_path / "run", "--cache", tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run folder: ") == 1
+    assert done.stderr.count("03-distill: unchanged, taken from the cache") == 1
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["processes"] == 2
+
+
+def test_a_mistake_in_the_recipe_is_said_once_and_gives_exit_code_2(recipe: Path, tmp_path: Path):
+    done = command("run", recipe, "stages.distill.losses.0.temprature=2", "--processes", 2, "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert done.stderr.count("unknown key") == 1
+    assert "Traceback" not in done.stderr
