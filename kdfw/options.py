@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from kdfw.components import KINDS, Component, Constant
-from kdfw.errors import PluginError, Problem, did_you_mean
+from kdfw.errors import ConfigError, PluginError, Problem, did_you_mean
 from kdfw.references import Ref
 
 Path = tuple[str | int, ...]
@@ -65,7 +65,13 @@ class Spec:
 
     def build(self) -> Any:
         """The component, with its nested components."""
-        built = self.cls(**{name: _build(value) for name, value in self.options.items()})
+        given = {name: _build(value) for name, value in self.options.items()}
+        try:
+            built = self.cls(**given)
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            # each value was checked by itself; what a constructor makes of them is no fault of the engine's
+            reason = str(error).split("\n")[0][:200]
+            raise ConfigError(f"{self.kind} {self.name!r} cannot be built from these options: {reason}") from error
         built.recipe_name = self.name
         if self.cls.common is not None:
             built.settings = self.cls.common(**{name: _build(value) for name, value in self.common.items()})

@@ -158,7 +158,8 @@ def build_folder(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> Pa
                 shutil.rmtree(folder)
             os.replace(temporary, folder)
     except OSError as error:
-        raise ArtifactError(f"{folder}: cannot be written: {error.strerror or error}; is the disk full?") from error
+        reason = error.strerror or error
+        raise ArtifactError(f"{folder}: cannot be written: {reason}; free some space and run again") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -85,7 +85,10 @@ def _file_hash(path: str, size: int, modified: int, changed: int) -> str:
 def _commit(name: str, revision: str | None) -> str | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except (ValueError, OSError) as error:  # a name the hub could not have
+        raise ConfigError(f"base: {name!r} is neither a folder nor a hub name ({str(error)[:100]})") from error
     return Path(found).parent.name if isinstance(found, str) else None
 
 

@@ -272,7 +272,10 @@ class _Planner:
             source = trained.get(target.part) if target.part else next(iter(trained.values()), None)
             if source is None:
                 return None
-            target = self.stage_targets[target.name][source]
+            further = self.stage_targets[target.name].get(source)
+            if further is None:
+                return None  # that reference is a fault of the stage, and has been reported there
+            target = further
         return self.models.get(target.name) if target.kind == "model" else None
 
     def _resolve(self, references: Iterable[Reference], also_models: bool = False) -> dict[str, Target]:

@@ -115,9 +115,11 @@ def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("spoilt")
 def test_a_loss_that_is_not_finite_stops_and_names_the_items(workspace: Path, cache: Path, tmp_path: Path):
-    with pytest.raises(TrainingError, match=r"step 2: (kl, loss|loss, kl) not finite; items: q\d+.*on_nan: skip") as caught:
+    with pytest.raises(
+        TrainingError, match=r"step 2: (kl, loss|loss, kl) not finite; items: q\d+.*on_nan: skip"
+    ) as caught:
         run(workspace / "recipe.yaml", tmp_path / "run", cache=cache)
-    saved = next(cache.glob("work/train-*/not-finite-step-00000002.json"))
+    saved = next(iter(cache.glob("work/train-*/not-finite-step-00000002.json")))
     assert str(saved) in str(caught.value)
     batch = json.loads(saved.read_text(encoding="utf-8"))
     assert len(batch["ids"]) == 4 and batch["passages"] and batch["terms"]["kl"] == "nan"
