@@ -192,7 +192,8 @@ def _split(annotation: Any) -> tuple[str, Any, Any]:
     parts = [part for part in typing.get_args(annotation) if part is not type(None)]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType) and len(parts) == 1:
         # Python 3.10 turns `Annotated[X | None, ...] = None` into `Optional[Annotated[X | None, ...]]`
-        annotation = parts[0] if typing.get_origin(parts[0]) is Annotated else annotation
+        inside = typing.get_args(parts[0])[0] if typing.get_origin(parts[0]) is Annotated else None
+        annotation = parts[0] if type(None) in typing.get_args(inside) else annotation
     outer = typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
     origin = typing.get_origin(outer)
     if origin in (typing.Union, types.UnionType):
