@@ -11,9 +11,12 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from kdfw.errors import ArtifactError, KdfwError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @contextlib.contextmanager
@@ -134,3 +137,20 @@ def inside(root: Path, name: str) -> Path:
     if not candidate.is_relative_to(root.resolve()):
         raise ArtifactError(f"{name!r} points outside {root}; only paths inside it are allowed")
     return candidate
+
+
+def load_array(path: Path, *, mapped: bool = True) -> np.ndarray:
+    """A `.npy` file, memory-mapped unless told otherwise.
+
+    Raises: OSError when it cannot be read, ValueError when it is damaged or holds objects.
+    """
+    import tokenize
+
+    import numpy as np
+
+    try:
+        found: np.ndarray = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (SyntaxError, tokenize.TokenError, EOFError, OverflowError, MemoryError) as error:
+        # numpy parses the header as Python text and lets what that raises through
+        raise ValueError(f"{path}: not a readable array: {type(error).__name__}") from error
+    return found

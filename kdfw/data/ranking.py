@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdfw.errors import ArtifactError
+from kdfw.files import load_array
 from kdfw.types import Run
 
 if TYPE_CHECKING:
@@ -65,9 +66,9 @@ class Ranking:
         try:
             return cls(
                 query_ids=tuple((folder / "ranking.queries.txt").read_text(encoding="utf-8").split("\n")[:-1]),
-                starts=np.load(folder / "ranking.starts.npy", mmap_mode="r", allow_pickle=False),
-                passages=np.load(folder / "ranking.passages.npy", mmap_mode="r", allow_pickle=False),
-                scores=np.load(folder / "ranking.scores.npy", mmap_mode="r", allow_pickle=False),
+                starts=load_array(folder / "ranking.starts.npy"),
+                passages=load_array(folder / "ranking.passages.npy"),
+                scores=load_array(folder / "ranking.scores.npy"),
             )
         except (OSError, ValueError, EOFError) as error:
             raise ArtifactError(f"{folder}: not a readable ranking ({error}); delete it and run again") from error

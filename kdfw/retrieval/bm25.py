@@ -20,6 +20,7 @@ from pydantic import Field
 
 from kdfw.components import Retriever
 from kdfw.errors import ConfigError, MissingDependencyError
+from kdfw.files import load_array
 from kdfw.fingerprint import fingerprint
 from kdfw.retrieval.postings import Entries, Postings, invert
 from kdfw.retrieval.queries import search_in_shares
@@ -197,7 +198,7 @@ def build(corpus: Corpus, analyzer: Analyzer, formula: Formula, folder: Path) ->
 
     def blocks() -> Iterator[Entries]:
         for file in spilled:
-            terms, rows, occurrences = np.load(file, mmap_mode="r", allow_pickle=False)
+            terms, rows, occurrences = load_array(file)
             yield terms, rows, occurrences
 
     def value(entries: Entries, frequency: np.ndarray) -> np.ndarray:
@@ -207,7 +208,7 @@ def build(corpus: Corpus, analyzer: Analyzer, formula: Formula, folder: Path) ->
         return weights if absent is None else weights - absent[terms]
 
     invert(blocks, folder, len(vocabulary.terms), value)
-    frequency = np.diff(np.load(folder / "indptr.csc.index.npy", allow_pickle=False))
+    frequency = np.diff(load_array(folder / "indptr.csc.index.npy", mapped=False))
     absent = formula.absent(frequency, len(corpus))
     if absent is not None:
         np.save(folder / "nonoccurrence_array.index.npy", absent)
@@ -278,7 +279,7 @@ class BM25(Retriever):
         return Index(
             postings=Postings.open(folder, len(corpus)),
             vocabulary=Vocabulary(self.analyzer, terms),
-            absent=np.load(absent, allow_pickle=False) if absent.exists() else None,
+            absent=load_array(absent, mapped=False) if absent.exists() else None,
         )
 
     def search(self, data: RankingData, queries: TextSource, depth: int, context: StageContext) -> Ranking:

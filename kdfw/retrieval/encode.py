@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kdfw.errors import ArtifactError, ConfigError, DataError
-from kdfw.files import replacing
+from kdfw.files import load_array, replacing
 from kdfw.fingerprint import fingerprint
 from kdfw.retrieval.store import writing
 
@@ -106,7 +106,7 @@ class Vectors(Windows):
     def array(self) -> np.ndarray:
         """(rows, H), memory-mapped, in the stored type. Only windows that are `ready` mean anything."""
         if self._mapped is None:
-            self._mapped = np.load(self.folder / "vectors.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray)
+            self._mapped = load_array(self.folder / "vectors.npy").view(np.ndarray)
         return self._mapped
 
     @property
@@ -170,10 +170,7 @@ class Ragged(Windows):
 
     def read(self, number: int) -> Columns:
         """The arrays of a window, memory-mapped."""
-        return {
-            name: np.load(self._file(number, name), mmap_mode="r", allow_pickle=False).view(np.ndarray)
-            for name in self.names
-        }
+        return {name: load_array(self._file(number, name)).view(np.ndarray) for name in self.names}
 
     def write(self, number: int, columns: Mapping[str, np.ndarray]) -> None:
         """Store and mark a window."""

@@ -15,7 +15,7 @@ from pydantic import Field
 from kdfw.components import Retriever, Stage
 from kdfw.data.ranking import Ranking
 from kdfw.errors import DataError, Problem
-from kdfw.files import write_lines
+from kdfw.files import load_array, write_lines
 from kdfw.references import DataRef, ModelRef
 from kdfw.retrieval.rerank import score_lists
 
@@ -357,7 +357,7 @@ class Blocks:
             place = self.folder / f"{begin:09d}"
             parts.append(Ranking.load(place))
             names = (place / "counts.txt").read_text(encoding="utf-8").split("\n")
-            values = np.load(place / "counts.npy", allow_pickle=False).tolist()
+            values = load_array(place / "counts.npy", mapped=False).tolist()
             for name, value in zip(names, values, strict=True):
                 counts[name] = counts.get(name, 0) + value
         lengths = [np.diff(part.starts) for part in parts]

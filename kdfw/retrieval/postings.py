@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdfw.data.order import ranked
+from kdfw.files import load_array
 
 if TYPE_CHECKING:
     from kdfw.types import TextSource
@@ -40,7 +41,7 @@ class Postings:
         """From a folder written by `invert`."""
 
         def load(name: str) -> np.ndarray:
-            mapped: np.ndarray = np.load(folder / f"{name}.csc.index.npy", mmap_mode="r", allow_pickle=False)
+            mapped: np.ndarray = load_array(folder / f"{name}.csc.index.npy")
             return mapped.view(np.ndarray)  # np.memmap slices cost several times more than plain ones
 
         return cls(starts=load("indptr").astype(np.int64), rows=load("indices"), values=load("data"), num_rows=num_rows)

@@ -13,7 +13,7 @@ import torch
 
 from kdfw.components import Model
 from kdfw.errors import ArtifactError
-from kdfw.files import replacing
+from kdfw.files import load_array, replacing
 from kdfw.types import Batch, Signals, Text, TextSource
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class PassageVectors:
 
         path = self.folder / f"{chunk:06d}.npy"
         with contextlib.suppress(OSError, ValueError):  # not there, or cut short by a crash
-            return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+            return load_array(path)  # type: ignore[no-any-return]
         found = encode_texts(
             self.model,
             [Text(source=self.corpus, row=int(row)) for row in self.rows[chunk * CHUNK : (chunk + 1) * CHUNK]],
@@ -91,7 +91,7 @@ class PassageVectors:
             raise ArtifactError(
                 f"{path}: cannot be written: {error.strerror}; free some space and run again"
             ) from error
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        return load_array(path)  # type: ignore[no-any-return]
 
     def take(self, rows: Sequence[int]) -> torch.Tensor:
         """(n, H) float32 vectors of corpus rows."""
