@@ -73,7 +73,7 @@ class PassageVectors:
 
         path = self.folder / f"{chunk:06d}.npy"
         with contextlib.suppress(OSError, ValueError):  # not there, or cut short by a crash
-            return load_array(path)  # type: ignore[no-any-return]
+            return load_array(path)
         found = encode_texts(
             self.model,
             [Text(source=self.corpus, row=int(row)) for row in self.rows[chunk * CHUNK : (chunk + 1) * CHUNK]],
@@ -91,7 +91,7 @@ class PassageVectors:
             raise ArtifactError(
                 f"{path}: cannot be written: {error.strerror}; free some space and run again"
             ) from error
-        return load_array(path)  # type: ignore[no-any-return]
+        return load_array(path)
 
     def take(self, rows: Sequence[int]) -> torch.Tensor:
         """(n, H) float32 vectors of corpus rows."""
