@@ -26,6 +26,7 @@ from kdfw.engine.runtime import Context, Runtime
 from kdfw.errors import ArtifactError
 from kdfw.files import files_below, link_or_copy, naming_full_disk, write_atomic, write_json
 from kdfw.fingerprint import file_digest
+from kdfw.models.precision import numerics
 from kdfw.plugins import registry
 from kdfw.processes import barrier, from_main
 from kdfw.recipe.plan import Plan, PlannedStage
@@ -181,7 +182,7 @@ def _work(runtime: Runtime, planned: PlannedStage) -> tuple[Artifact, bool]:
     context = Context(runtime, planned, folder)
     began = time.monotonic()
     try:
-        with naming_full_disk(planned.folder, folder):
+        with naming_full_disk(planned.folder, folder), numerics(runtime.precision, runtime.device):
             planned.stage.run(context)
     finally:
         context.release()

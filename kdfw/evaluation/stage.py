@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from kdfw.data.ranking import Ranking
     from kdfw.data.sets import RankingData
     from kdfw.errors import Problem
-    from kdfw.types import Qrels
+    from kdfw.types import Qrels, TextSource
 
-TIMING = ("seconds", "queries_per_second", "items_per_second")
+TIMING = ("seconds", "queries_per_second", "passages_per_second", "items_per_second")
+TIMED_QUERIES, TIMED_PASSAGES = 64, 128
+"""Texts encoded to measure a model's speed."""
 RANKING_MEASURES = ("nDCG@10", "RR@10", "R@100", "AP")
 
 
@@ -213,7 +215,15 @@ class Evaluate(Stage):
                 ranking = search_with(reference, data, queries, self.depth, context, first_depth=self.rerank_depth)
         seconds = time.perf_counter() - began
         facts["seconds"] = seconds
-        facts["queries_per_second"] = len(queries) / seconds if seconds > 0 else None
+        if (
+            _is_target(context, reference)
+            and context.is_model(reference)
+            and self.candidates is None
+            and context.model(reference).search
+        ):
+            facts |= encoding_speed(context.model(reference), data, queries, context)
+        elif not (_is_target(context, reference) and context.holds_scores(reference)):
+            facts["queries_per_second"] = len(queries) / seconds if seconds > 0 else None
         return ranking, facts
 
     # ------------------------------------------------------------ other tasks
@@ -336,6 +346,33 @@ def _short(reference: str) -> str:
 
 def _file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._#-]+", "-", name).strip(".-") or "system"
+
+
+def encoding_speed(model: Model, data: RankingData, queries: TextSource, context: StageContext) -> dict[str, float]:
+    """Queries and passages a model encodes a second, timed on some: embeddings may come from the cache, speed not."""
+    from kdfw.models.forward import Budget, encode_blocks
+    from kdfw.models.precision import autocast_dtype
+
+    name = {"dense": "embedding", "sparse": "sparse", "maxsim": "tokens"}[model.search]
+    found = {}
+    for role, texts, number in (("query", queries, TIMED_QUERIES), ("passage", data.corpus, TIMED_PASSAGES)):
+        rows = range(min(number, len(texts)))
+        for _ in range(2):  # the first time pays for tokenizing and warm-up
+            began = time.perf_counter()
+            for _ in encode_blocks(
+                model,
+                texts,
+                role,
+                name=name,
+                rows=rows,
+                device=context.device,
+                budget=Budget(tokens=2048),
+                autocast=autocast_dtype(context.precision),
+            ):
+                pass
+            seconds = time.perf_counter() - began
+        found["queries_per_second" if role == "query" else "passages_per_second"] = len(rows) / seconds
+    return found
 
 
 def _cut(lists: Ranking, qrels: Qrels, depth: int) -> Ranking:

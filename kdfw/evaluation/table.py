@@ -46,11 +46,11 @@ def measures_table(folder: Path) -> str:
             star = "*" if against and against["holm"] < 0.05 else ""
             cells.append("" if value is None else number(measure, value) + star)
         cells.append(f"{system['parameters'] / 1e6:.1f}M" if "parameters" in system else "")
-        rate = system.get("queries_per_second") or system.get("items_per_second")
-        cells.append(f"{rate:.1f}" if rate else "")
+        for rate in ("queries_per_second", "passages_per_second", "items_per_second"):
+            cells.append(f"{system[rate]:.0f}" if system.get(rate) else "")
         cells.append(system.get("setting", ""))
         rows.append(cells)
-    head = ["system", *result["measures"], "size", "per second", "setting"]
+    head = ["system", *result["measures"], "size", "queries/s", "passages/s", "items/s", "setting"]
     keep = [column for column in range(len(head)) if column == 0 or any(row[column] for row in rows)]
     table = grid([head[column] for column in keep], [[row[column] for column in keep] for row in rows])
     note = f"{result['queries']} items of {result['split']}; * differs from {result['baseline']} (Holm, p < 0.05)"
