@@ -26,7 +26,7 @@ PARTS = {
     "models": "data",
     "samplers": "data",
     "retrieval": "data models",
-    "teachers": "data models",
+    "teachers": "data models retrieval",
     "evaluation": "data models samplers retrieval teachers",
     "report": "data",
 }

@@ -164,7 +164,9 @@ class Score(Stage):
         from kdfw.teachers.vectors import PassageVectors
 
         assert isinstance(scorer.teacher, Model)
-        vectors = PassageVectors(context, scorer.teacher, work.data.corpus, work.passages(), scorer.budget)
+        vectors = PassageVectors(
+            context, scorer.teacher, work.data.corpus, work.passages(), scorer.budget, name=self.teacher
+        )
         needed = [work.unscored(block, scorer) for block in blocks]
         vectors.prepare(np.unique(np.concatenate(needed)) if needed else np.zeros(0, np.int64))
         scorer.vectors = vectors

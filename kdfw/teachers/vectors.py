@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 CHUNK = 4096
 """Passages encoded and written together."""
+WORTH_SHARING = 1024
+"""Corpora from this size on are encoded whole into the cache when a stage needs at least half of them."""
 
 
 def has_vectors(model: object) -> bool:
@@ -37,21 +39,36 @@ class PassageVectors:
 
     Args:
         rows: distinct corpus rows of the stage, ascending.
+        name: the teacher's name in the recipe, by which the shared embeddings of a whole corpus are kept.
     """
 
     def __init__(
-        self, context: StageContext, model: Model, corpus: TextSource, rows: np.ndarray, budget: Budget
+        self,
+        context: StageContext,
+        model: Model,
+        corpus: TextSource,
+        rows: np.ndarray,
+        budget: Budget,
+        name: str = "",
     ) -> None:
         self.context = context
+        # a search with the same model, later or in another run, then finds the embeddings in the cache
+        self.shared = name if len(corpus) >= WORTH_SHARING and 2 * len(rows) >= len(corpus) else ""
         self.model = model
         self.corpus = corpus
         self.rows = rows
         self.budget = budget
         self.folder: Path = context.folder / "vectors"
         self._open: dict[int, np.ndarray] = {}
+        self._whole: np.ndarray | None = None
 
     def prepare(self, needed: np.ndarray) -> None:
         """Encode the chunks that hold these rows, each process its share. Every process must call this."""
+        if self.shared:
+            from kdfw.retrieval.encode import encode_vectors
+
+            self._whole = encode_vectors(self.shared, self.corpus, "passage", self.context).array
+            return
         own = np.unique(np.searchsorted(self.rows, needed) // CHUNK)
         chunks = np.unique(self.context.workers.gather(own.astype(np.int64)))
         share = self.context.workers.share(len(chunks))
@@ -95,6 +112,8 @@ class PassageVectors:
 
     def take(self, rows: Sequence[int]) -> torch.Tensor:
         """(n, H) float32 vectors of corpus rows."""
+        if self._whole is not None:
+            return torch.from_numpy(np.asarray(self._whole[np.asarray(rows, dtype=np.int64)], dtype=np.float32))
         places = np.searchsorted(self.rows, np.asarray(rows, dtype=np.int64))
         chunks, offsets = places // CHUNK, places % CHUNK
         found = np.empty((len(places), self._chunk(int(chunks[0])).shape[1]), dtype=np.float32)
