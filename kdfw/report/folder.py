@@ -147,10 +147,11 @@ class _Reader:
         systems = mapping(value.get("systems"))
         if not systems:
             return None
+        timing = mapping(self._json(folder / "timing.json", expected=False))
         order = [name for name in strings(value.get("order")) if name in systems]
         found = []
         for name in dict.fromkeys([*order, *systems]):
-            facts = mapping(systems[name])
+            facts = {**mapping(systems[name]), **mapping(timing.get(name))}
             found.append(
                 System(
                     name=name,

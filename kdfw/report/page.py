@@ -284,7 +284,9 @@ def _headline(run: RunView, stage: StageView) -> Markup | None:
                 f"Share of {teacher.name}", f"{share:.1%}", f"the teacher has {measure(name, teacher.measures[name])}"
             )
         )
-        for fact, words in (("queries_per_second", "Speed"), ("items_per_second", "Speed"), ("parameters", "Size")):
+        rates = ("passages_per_second", "queries_per_second", "items_per_second")
+        speed = [rate for rate in rates if student.facts.get(rate) and teacher.facts.get(rate)][:1]
+        for fact, words in (*((rate, "Speed") for rate in speed), ("parameters", "Size")):
             ours, theirs = as_number(student.facts.get(fact)), as_number(teacher.facts.get(fact))
             if ours and theirs:
                 ratio = ours / theirs if fact != "parameters" else theirs / ours
@@ -315,13 +317,14 @@ def _items(found: Evaluation) -> str:
 
 def result_table(found: Evaluation) -> Markup:
     """Systems x measures, with stars, size, speed and setting."""
-    speed = "queries_per_second" if any("queries_per_second" in s.facts for s in found.systems) else "items_per_second"
     facts = [
         (label, key, write)
         for label, key, write in (
             ("parameters", "parameters", count),
             ("MB", "megabytes", short),
-            ("per second", speed, short),
+            ("queries/s", "queries_per_second", short),
+            ("passages/s", "passages_per_second", short),
+            ("items/s", "items_per_second", short),
             ("judged@10", "judged@10", lambda value: f"{value:.0%}"),
             ("depth", "depth", count),
         )
@@ -375,6 +378,7 @@ def _quality_charts(found: Evaluation, marked: Sequence[str]) -> Child:
     charts = []
     for key, words in (
         ("queries_per_second", "queries per second"),
+        ("passages_per_second", "passages per second"),
         ("items_per_second", "items per second"),
         ("parameters", "parameters"),
     ):
