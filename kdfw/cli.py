@@ -163,6 +163,10 @@ def _run(arguments: argparse.Namespace) -> int:
         offline=arguments.offline,
         trust_remote_code=arguments.trust_remote_code,
     )
+    if "WORLD_SIZE" in os.environ:
+        from kdfw.engine.launch import leave
+
+        leave()
     if result is None:  # not the main process
         return 0
     print(api.result_text(result))

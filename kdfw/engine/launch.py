@@ -96,6 +96,16 @@ def stopping_together(workers: Workers) -> Iterator[None]:
         raise _stopped(first) from None
     finally:
         finished.set()
+        # a thread that is inside torch's store when the interpreter ends would abort the process
+        watcher.join(timeout=10)
+
+
+def leave() -> None:
+    """Part from the other processes, once all is done: threads of the process group must not outlive the interpreter."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _note(error: BaseException, rank: int) -> dict[str, Any]:
