@@ -101,7 +101,7 @@ def stopping_together(workers: Workers) -> Iterator[None]:
 
 
 def leave() -> None:
-    """Part from the other processes, once all is done: threads of the process group must not outlive the interpreter."""
+    """Part from the other processes, once all is done: the group's threads must not outlive the interpreter."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
