@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -246,6 +246,3 @@ def _list_index(items: list[Any], part: str) -> int | None:
         if isinstance(item, dict) and item.get("name") == part:
             return index
     return None
-
-
-WhereFunction = Callable[[RecipePath], str]
