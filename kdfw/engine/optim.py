@@ -15,11 +15,12 @@ from kdfw.types import Clock
 def rate_factor(settings: OptimizerSettings, clock: Clock) -> float:
     """What the peak rate is multiplied by in this step: in [0, 1].
 
-    Linear warm-up reaches 1 after `warmup` updates; `linear` then falls to 0 at the last step, `cosine` along half a
-    cosine, `rsqrt` as sqrt(warmup / step), `milestones` by `gamma` at each given epoch.
+    Linear warm-up reaches 1 after `warmup` updates (a share of the steps is rounded up, as in transformers); `linear`
+    then falls to 0 at the last step, `cosine` along half a cosine, `rsqrt` as sqrt(warmup / step), `milestones` by
+    `gamma` at each given epoch.
     """
     share = settings.warmup
-    warmup = round(share * clock.total_steps) if share < 1 else round(share)
+    warmup = math.ceil(share * clock.total_steps) if share < 1 else round(share)
     if clock.step < warmup:
         return clock.step / warmup if settings.decay != "rsqrt" else (clock.step + 1) / warmup
     done = (clock.step - warmup) / max(1, clock.total_steps - warmup)

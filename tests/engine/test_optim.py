@@ -36,6 +36,12 @@ def test_rates_by_hand(options: dict, values: dict[int, float]):
         assert rate_factor(settings, clock(step)) == pytest.approx(expected), step
 
 
+def test_a_share_of_warm_up_steps_is_rounded_up():
+    settings = OptimizerSettings(decay="constant", warmup=0.1)
+    # 63 steps: 7 of warm-up, not 6
+    assert [rate_factor(settings, clock(step, total=63)) for step in (0, 6, 7)] == pytest.approx([0, 6 / 7, 1])
+
+
 def test_groups_factors_decay_and_freezing():
     model = nn.ModuleDict({"body": nn.Linear(2, 2), "norm": nn.LayerNorm(2), "head": nn.Linear(2, 1)})
     settings = OptimizerSettings(lr=0.1, weight_decay=0.5, groups={"head": 10.0}, freeze=("body",), warmup=0)
