@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,10 @@ def make_batches(args: argparse.Namespace, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def run_kdfw(args: argparse.Namespace, side: str, work: dict[str, Any]) -> dict[str, Any]:
+def run_kdfw(
+    args: argparse.Namespace, side: str, work: dict[str, Any], teach: Callable[[int], np.ndarray] | None = None
+) -> dict[str, Any]:
+    """Steps of kdfw; `teach` gives the scores of a step, (batch, 8), where they are not given with the work."""
     import torch
 
     from kdfw.models.bi_encoder import BiEncoder
@@ -56,7 +60,7 @@ def run_kdfw(args: argparse.Namespace, side: str, work: dict[str, Any]) -> dict[
     from kdfw.models.precision import autocast_dtype, numerics
     from kdfw.types import Batch, Text
 
-    precision = {"kdfw": "fp32", "kdfw-strict": "fp32-strict", "kdfw-bf16": "bf16"}[side]
+    precision = {"kdfw-strict": "fp32-strict", "kdfw-bf16": "bf16"}.get(side, "fp32")
     need = frozenset({"logits"})
     with numerics(precision, "cpu") as chosen:
         model = BiEncoder(base=args.base, layers=LAYERS, dropout=0.0, max_query_tokens=256)
@@ -89,7 +93,7 @@ def run_kdfw(args: argparse.Namespace, side: str, work: dict[str, Any]) -> dict[
             )
             logits = model.signals(reps, batch, need).logits
             assert logits is not None
-            teacher = torch.tensor(work["scores"][part])
+            teacher = torch.from_numpy(teach(step)) if teach else torch.tensor(work["scores"][part])
             log_p, log_q = ((scores / TEMPERATURE).log_softmax(-1) for scores in (teacher, logits))
             loss = TEMPERATURE**2 * (log_p.exp() * (log_p - log_q)).sum(-1).mean()
             loss.backward()
@@ -101,7 +105,10 @@ def run_kdfw(args: argparse.Namespace, side: str, work: dict[str, Any]) -> dict[
     return {"seconds": seconds, "cpu": busy, "losses": losses, "chosen": chosen}
 
 
-def run_st(args: argparse.Namespace, side: str, work: dict[str, Any]) -> dict[str, Any]:
+def run_st(
+    args: argparse.Namespace, side: str, work: dict[str, Any], teach: Callable[[int], np.ndarray] | None = None
+) -> dict[str, Any]:
+    """Steps of the rival's trainer; `teach` is called in each step and must compute the scores given with the work."""
     import torch
     from datasets import Dataset
     from sentence_transformers import (
@@ -132,6 +139,8 @@ def run_st(args: argparse.Namespace, side: str, work: dict[str, Any]) -> dict[st
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             at.append(time.perf_counter())
             cpu.append(time.process_time())
+            if teach:
+                teach(len(at) // 2)
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             at.append(time.perf_counter())
