@@ -30,7 +30,7 @@ def find_recipe(name: str | Path) -> Path:
     if path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         return path
     shipped = Path(str(importlib.resources.files("kdfw_recipes")))
-    known = {file.stem: file for file in sorted(shipped.glob("*.yaml"))}
+    known = {file.stem: file for file in sorted(shipped.rglob("*.yaml"))}
     if str(name) not in known:
         raise ConfigError(Problem(where=str(name), found="no such file or recipe", fix=one_of(str(name), known)))
     return known[str(name)]
