@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kdfw.errors import DataError, one_of
 from kdfw.types import Qrels
 
 if TYPE_CHECKING:
@@ -116,6 +117,21 @@ class ParallelData:
 
 
 Data = RankingData | PairData | LabelledData | ParallelData
+
+
+def scored_texts(data: Data, split: str) -> TextTable:
+    """What the passages of a `Ranking` with a teacher's scores are rows of.
+
+    The corpus; of sentence pairs the right sentences of a split, where pair i is an item with the one candidate i.
+    Raises: DataError for data without scored pairs, or a split that is not there.
+    """
+    if isinstance(data, RankingData):
+        return data.corpus
+    if isinstance(data, PairData):
+        if split not in data.splits:
+            raise DataError(f"data {data.name!r} has no split {split!r}; {one_of(split, data.splits)}")
+        return data.splits[split].right
+    raise DataError(f"data {data.name!r}: teacher scores are stored for rankings and sentence pairs, not {data.task}")
 
 
 @dataclass(frozen=True, kw_only=True)

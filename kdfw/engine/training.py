@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from kdfw.components import Augmenter, Loss, Model, Sampler, Stage, Teacher
 from kdfw.context import Workers
+from kdfw.data.sets import scored_texts
 from kdfw.engine import checkpoint
 from kdfw.engine.dev import DevEvaluation
 from kdfw.engine.feed import Feed
@@ -229,6 +230,10 @@ class Train(Stage):
             if stored and plan.task not in ("ranking", "pairs"):
                 found = f"stored scores for the task {plan.task}"
                 yield plan.problem("teachers", number, found=found, fix="name the teacher model itself")
+            split = getattr(plan.stage_of(reference), "split", self.split)
+            if stored and plan.task == "pairs" and split != self.split:
+                found = f"scores of the split {split!r} ({reference!r})"
+                yield plan.problem("teachers", number, found=found, fix=f"this stage trains on {self.split!r}")
             if isinstance(model, Model) and plan.task not in model.tasks:
                 fix = f"it serves: {', '.join(sorted(model.tasks))}"
                 found = f"a teacher that does not serve the task {plan.task}"
@@ -343,9 +348,8 @@ class Trainer:
             if trained == reference:
                 return _Slot(kind="trained", reference=reference, trained=name)
         if context.holds_scores(reference):
-            corpus = getattr(self.data, "corpus", None)
-            assert corpus is not None
-            return _Slot(kind="stored", reference=reference, stored=StoredScores(context.scores(reference), corpus))
+            stored = StoredScores(context.scores(reference), scored_texts(self.data, self.stage.split))
+            return _Slot(kind="stored", reference=reference, stored=stored)
         teacher = context.teacher(reference)
         if isinstance(teacher, Model):
             frozen = copy.deepcopy(teacher) if any(teacher is model for model in self.models.values()) else teacher

@@ -1,4 +1,4 @@
-"""Sources of teacher scores that are not trainable models, the score store, and the stage `score`.
+"""Sources of teacher scores that are not trainable models, the score store, and the stages that write scores.
 
 Components import what is heavy inside their functions; `kdfw.components` has torch loaded already.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from kdfw.components import Stage, Teacher
 from kdfw.teachers.endpoint import OpenAI
-from kdfw.teachers.ensemble import Ensemble
+from kdfw.teachers.ensemble import Ensemble, EnsembleOfScores
 from kdfw.teachers.frozen import FrozenStudent
 from kdfw.teachers.llm import LocalLLM
 from kdfw.teachers.score_file import ScoreFile
@@ -22,4 +22,4 @@ TEACHERS: Mapping[str, type[Teacher]] = {
     "openai": OpenAI,
     "score-file": ScoreFile,
 }
-STAGES: Mapping[str, type[Stage]] = {"score": Score}
+STAGES: Mapping[str, type[Stage]] = {"ensemble": EnsembleOfScores, "score": Score}

@@ -1,17 +1,19 @@
-"""Several teachers as one."""
+"""Several teachers as one: while they score (a teacher), or after they have (a stage)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from kdfw.components import Teacher
+from kdfw.components import Stage, Teacher
+from kdfw.data.ranking import Ranking
 from kdfw.errors import ConfigError
 from kdfw.fingerprint import fingerprint
-from kdfw.references import TeacherRef
+from kdfw.references import ScoresRef, TeacherRef
+from kdfw.teachers.worklist import first_places
 from kdfw.types import Text
 
 if TYPE_CHECKING:
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     from kdfw.teachers.scoring import PairScorer
 
 Normalise = Literal["none", "min-max", "z-score", "softmax", "rank"]
+Weights = Annotated[
+    list[Annotated[float, Field(ge=0)]] | None,
+    Field(description="one for each member; only their ratios matter; default: equal"),
+]
 
 
 def normalised(scores: np.ndarray, how: Normalise) -> np.ndarray:
@@ -69,6 +75,17 @@ def combined(scores: Sequence[np.ndarray], weights: Sequence[float], how: Normal
     return mean.astype(np.float32)
 
 
+def checked_weights(of: Sequence[str], weights: Sequence[float] | None) -> list[float]:
+    """One weight a member. Raises: ConfigError when they do not fit the members."""
+    if not of:
+        raise ConfigError("ensemble: `of` names no teacher; write at least one")
+    if weights is not None and len(weights) != len(of):
+        raise ConfigError(f"ensemble: {len(weights)} weights for {len(of)} teachers; write one for each, or none")
+    if weights is not None and not sum(weights) > 0:
+        raise ConfigError("ensemble: all weights are 0; at least one must be positive")
+    return [1.0] * len(of) if weights is None else [float(weight) for weight in weights]
+
+
 class Ensemble(Teacher):
     """Weighted mean of several teachers' scores, each first put on a common scale within the query's list.
 
@@ -86,21 +103,12 @@ class Ensemble(Teacher):
         self,
         *,
         of: list[TeacherRef],
-        weights: Annotated[
-            list[Annotated[float, Field(ge=0)]] | None,
-            Field(description="one for each member; only their ratios matter; default: equal"),
-        ] = None,
+        weights: Weights = None,
         normalise: Normalise = "none",
         tokens_per_batch: Annotated[int, Field(ge=1, description="token budget of a micro-batch")] = 8192,
     ) -> None:
-        if not of:
-            raise ConfigError("ensemble: `of` names no teacher; write at least one")
-        if weights is not None and len(weights) != len(of):
-            raise ConfigError(f"ensemble: {len(weights)} weights for {len(of)} teachers; write one for each, or none")
-        if weights is not None and not sum(weights) > 0:
-            raise ConfigError("ensemble: all weights are 0; at least one must be positive")
         self.of = of
-        self.weights = [1.0] * len(of) if weights is None else [float(weight) for weight in weights]
+        self.weights = checked_weights(of, weights)
         self.normalise: Normalise = normalise
         self.tokens_per_batch = tokens_per_batch
         self._members: list[PairScorer] = []
@@ -138,3 +146,51 @@ class Ensemble(Teacher):
         return [
             combined([member[item] for member in found], self.weights, self.normalise) for item in range(len(queries))
         ]
+
+
+class EnsembleOfScores(Stage):
+    """Weighted mean of the scores that several stages wrote, each first put on a common scale within an item's list.
+
+    For teachers that the recipe itself trains. Lists are joined; where a stage has no score the mean is over the
+    others. The result is used as the scores of one teacher.
+
+    Args:
+        of: stages that write scores
+        normalise: scale of a stage's scores within an item's list: as they are, min-max, z-score, softmax, or rank
+    """
+
+    produces: ClassVar[frozenset[str]] = frozenset({"scores"})
+
+    def __init__(self, *, of: list[ScoresRef], weights: Weights = None, normalise: Normalise = "none") -> None:
+        self.of = of
+        self.weights = checked_weights(of, weights)
+        self.normalise: Normalise = normalise
+
+    def estimate(self, plan: Any) -> str:
+        return f"mean of {len(self.of)}"
+
+    def run(self, context: StageContext) -> None:
+        if not context.workers.main:
+            return
+        mean = Ranking.from_lists(self._lists([context.scores(name) for name in self.of]))
+        mean.save(context.folder)
+        context.summary({"queries": len(mean), "pairs": len(mean.scores)})
+
+    def preflight(self, context: StageContext) -> Mapping[str, Any]:
+        self.run(context)
+        return {"members": len(self.of)}
+
+    def _lists(self, members: Sequence[Ranking]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        places = [member.index() for member in members]
+        for query in dict.fromkeys(query for member in members for query in member.query_ids):
+            nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
+            lists = [
+                member.of(place[query]) if query in place else nothing
+                for member, place in zip(members, places, strict=True)
+            ]
+            rows = first_places(np.concatenate([own for own, _ in lists]))
+            scores = []
+            for own, values in lists:
+                found = dict(zip(own.tolist(), values.tolist(), strict=True))
+                scores.append(np.asarray([found.get(row, np.nan) for row in rows.tolist()], dtype=np.float32))
+            yield query, rows, combined(scores, self.weights, self.normalise)

@@ -1,10 +1,9 @@
-"""The stage `score`: teacher scores for candidate lists."""
+"""The stage `score`: teacher scores for candidate lists, or for sentence pairs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -14,30 +13,29 @@ from kdfw.components import Model, Stage
 from kdfw.data.ranking import Ranking
 from kdfw.errors import DataError, Problem, TrainingError, one_of
 from kdfw.references import CandidatesRef, DataRef, TeacherRef
-from kdfw.types import Text
+from kdfw.teachers.worklist import NAMED, Work, named, work_of
 
 if TYPE_CHECKING:
     from kdfw.context import StageContext
-    from kdfw.data.sets import RankingData
     from kdfw.teachers.scoring import PairScorer
 
 BINS = 20
 """Bins of the histogram of scores in the summary."""
-NAMED = 10
 PREFLIGHT_QUERIES = 16
 PREFLIGHT_DEPTH = 16
 """Queries, and candidates of each, that a check scores with a model."""
 
 
 class Score(Stage):
-    """Score candidate lists with a teacher; later stages name this one as teacher or as candidates.
+    """Score candidate lists, or sentence pairs, with a teacher; later stages name this one as teacher or as candidates.
 
-    Every pair goes through the score store (`docs/teachers.md`): an interrupted stage goes on where it was, and a pair
-    that any earlier stage or run scored with the same teacher costs nothing.
+    A sentence pair has one score, of its sentences in the order in which they are stored. All of them go through the
+    score store (`docs/teachers.md`): an interrupted stage goes on where it was, and what an earlier stage or run scored
+    with the same teacher costs nothing.
 
     Args:
         teacher: a model, a stage that trains one, or a source of scores
-        of: stages whose candidate lists are scored; a query's lists are joined, in this order
+        of: stages whose candidate lists are scored; a query's lists are joined, in this order; none for sentence pairs
         data: the data set the queries belong to; default: the recipe's
         split: split of the queries and judgements
         include_positives: labelled positives that no list holds are added at the end of their query's list
@@ -50,11 +48,15 @@ class Score(Stage):
         self,
         *,
         teacher: TeacherRef,
-        of: list[CandidatesRef],
+        of: list[CandidatesRef] = [],  # noqa: B006
         data: DataRef | None = None,
         split: str = "train",
         include_positives: bool = True,
         depth: Annotated[int | None, Field(ge=1, description="candidates of each list, from the top; all")] = None,
+        activation: Annotated[
+            Literal["none", "sigmoid"],
+            Field(description="applied to the scores as they are written: sigmoid makes probabilities of logits"),
+        ] = "none",
         on_missing: Annotated[
             Literal["error", "mask"],
             Field(description="a pair the teacher has no score for: stop, or write NaN, which losses mask"),
@@ -75,26 +77,36 @@ class Score(Stage):
         self.split = split
         self.include_positives = include_positives
         self.depth = depth
+        self.activation = activation
         self.on_missing = on_missing
         self.on_constant = on_constant
         self.queries_per_block = queries_per_block
         self.tokens_per_batch = tokens_per_batch
 
     def check(self, plan: Any) -> Iterator[Problem]:
-        if not self.of:
+        if plan.task == "ranking" and not self.of:
             yield plan.problem("of", found="no candidates to score", fix="name at least one stage that retrieves")
-        if plan.task != "ranking":
-            yield plan.problem(found=f"a score stage on data of the task {plan.task}", fix="it scores rankings only")
+        elif plan.task == "pairs" and self.of:
+            fix = "leave it out: the pairs themselves are scored"
+            yield plan.problem("of", found="candidates for data of sentence pairs", fix=fix)
+        elif plan.task not in ("ranking", "pairs"):
+            fix = "it scores rankings and sentence pairs"
+            yield plan.problem(found=f"a score stage on data of the task {plan.task}", fix=fix)
         if plan.splits and self.split not in plan.splits:
             yield plan.problem("split", found=f"no split {self.split!r}", fix=one_of(self.split, plan.splits))
         if "logits" not in plan.provides(self.teacher):
             yield plan.problem("teacher", found=f"{self.teacher!r} gives no scores", fix="name a ranking model")
         behind = plan.model(self.teacher)
+        if isinstance(behind, Model) and plan.task not in behind.tasks:
+            fix = f"it serves: {', '.join(sorted(behind.tasks))}"
+            yield plan.problem("teacher", found=f"a model that does not serve the task {plan.task}", fix=fix)
         if getattr(behind, "copies_student", False):
             fix = "name the student's model instead; here nothing trains"
             yield plan.problem("teacher", found=f"{self.teacher!r} stands for the student of a training stage", fix=fix)
 
     def estimate(self, plan: Any) -> str:
+        if plan.task == "pairs":
+            return f"the pairs of {self.split}"
         sizes = [size for size in (plan.size(name) for name in self.of) if size]
         cap = f", at most {self.depth} deep" if self.depth else ""
         return (
@@ -105,7 +117,7 @@ class Score(Stage):
         from kdfw.teachers.scoring import PairScorer
         from kdfw.teachers.vectors import has_vectors
 
-        work = _Work(self, context)
+        work = work_of(self, context)
         scorer = PairScorer(context, self.teacher, tokens_per_batch=self.tokens_per_batch)
         blocks = work.blocks(self.queries_per_block)
         own = context.workers.share(len(blocks))
@@ -116,7 +128,7 @@ class Score(Stage):
             said = expected(queries, round(queries * float(np.mean(sample))) if sample else 0)
             if said:
                 context.log.info("%s", said)
-        if has_vectors(scorer.teacher):
+        if work.shares_passages and has_vectors(scorer.teacher):
             self._encode_passages(scorer, work, [blocks[index] for index in own], context)
         numbers: list[int] = []
         rows: list[np.ndarray] = []
@@ -140,6 +152,8 @@ class Score(Stage):
             return
         ends = np.cumsum(lengths)
         place = np.argsort(order, kind="stable")
+        if self.activation == "sigmoid":
+            all_scores = sigmoid(all_scores)
         ranking = Ranking.from_lists(
             (
                 work.query_ids[int(order[at])],
@@ -158,20 +172,20 @@ class Score(Stage):
             context.log.info("%s: %s %s", self.teacher, name, value)
 
     def _encode_passages(
-        self, scorer: PairScorer, work: _Work, blocks: Sequence[Sequence[int]], context: StageContext
+        self, scorer: PairScorer, work: Work, blocks: Sequence[Sequence[int]], context: StageContext
     ) -> None:
         """Compute every passage vector that some list still needs, once."""
         from kdfw.teachers.vectors import PassageVectors
 
         assert isinstance(scorer.teacher, Model)
         vectors = PassageVectors(
-            context, scorer.teacher, work.data.corpus, work.passages(), scorer.budget, name=self.teacher
+            context, scorer.teacher, work.passages, work.distinct(), scorer.budget, name=self.teacher
         )
         needed = [work.unscored(block, scorer) for block in blocks]
         vectors.prepare(np.unique(np.concatenate(needed)) if needed else np.zeros(0, np.int64))
         scorer.vectors = vectors
 
-    def examine(self, ranking: Ranking, work: _Work, context: StageContext) -> dict[str, Any]:
+    def examine(self, ranking: Ranking, work: Work, context: StageContext) -> dict[str, Any]:
         """What the scores look like, in numbers; raises or warns about lists nothing can be learned from."""
         missing: list[str] = []
         empty: list[str] = []
@@ -200,11 +214,17 @@ class Score(Stage):
             gone = int((~np.isfinite(ranking.scores)).sum())
             raise DataError(
                 f"teacher {self.teacher!r} has no score for {gone} of {len(ranking.scores)} pairs, in "
-                f"{len(missing)} queries: {_named(missing)}; give it those scores, or write `on_missing: mask`"
+                f"{len(missing)} queries: {named(missing)}; give it those scores, or write `on_missing: mask`"
             )
+        real = np.isfinite(ranking.scores)
+        values = np.asarray(ranking.scores)[real]
+        said = ""
         if constant:
-            names = _named(constant)
+            names = named(constant)
             said = f"teacher {self.teacher!r}: all candidates have the same score in {len(constant)} queries: {names}"
+        elif not work.shares_passages and len(values) > 1 and values.max() == values.min():
+            said = f"teacher {self.teacher!r}: all {len(values)} pairs have the same score, {values[0]:g}"
+        if said:
             if self.on_constant == "error":
                 raise TrainingError(f"{said}; nothing can be learned from them. Drop them or write `on_constant: warn`")
             context.log.warning("%s", said)
@@ -215,8 +235,6 @@ class Score(Stage):
                 beaten,
                 judged,
             )
-        real = np.isfinite(ranking.scores)
-        values = np.asarray(ranking.scores)[real]
         counts, edges = np.histogram(values, bins=BINS) if len(values) else (np.zeros(0, int), np.zeros(0))
         return {
             "queries": len(ranking),
@@ -240,24 +258,26 @@ class Score(Stage):
     def preflight(self, context: StageContext) -> Mapping[str, Any]:
         from kdfw.teachers.scoring import PairScorer
 
-        work = _Work(self, context)
+        work = work_of(self, context)
         scorer = PairScorer(context, self.teacher, tokens_per_batch=self.tokens_per_batch)
         if scorer.store is not None:
             scorer.store.writable = False  # a check writes nothing
         numbers = [number for block in work.blocks(PREFLIGHT_QUERIES)[:1] for number in block]
+        listed = numbers if work.shares_passages else range(len(work.query_ids))  # later stages draw any of the pairs
         cheap = isinstance(scorer.teacher, Model)  # an endpoint costs money: two queries are enough to see it answer
         tried, depth = (numbers, PREFLIGHT_DEPTH) if cheap else (numbers[:2], 4)
         lists = list(work.score(tried, scorer, depth=depth))
         scores = [found for _, _, found in lists]
         known = {number: dict(zip(rows.tolist(), found.tolist(), strict=True)) for number, rows, found in lists}
         stand_ins = []
-        for number in numbers:
+        for number in listed:
             rows, _ = work.list_of(number)
             values = np.linspace(1.0, 0.0, len(rows), dtype=np.float32)  # for what was not tried
             for place, row in enumerate(rows.tolist()):
                 values[place] = known.get(number, {}).get(row, values[place])
             stand_ins.append((work.query_ids[number], rows, values))
-        Ranking.from_lists(iter(stand_ins)).save(context.folder)
+        activate = sigmoid if self.activation == "sigmoid" else np.asarray
+        Ranking.from_lists((query, rows, activate(values)) for query, rows, values in stand_ins).save(context.folder)
         report: dict[str, Any] = {
             "queries": len(lists),
             "candidates": int(sum(len(found) for found in scores)),
@@ -265,133 +285,11 @@ class Score(Stage):
         }
         constant = [work.query_ids[number] for number, _, found in lists if len(found) > 1 and bool(np.ptp(found) == 0)]
         if constant:
-            report["warnings"] = [f"teacher {self.teacher!r}: all scores equal for {_named(constant)}"]
+            report["warnings"] = [f"teacher {self.teacher!r}: all scores equal for {named(constant)}"]
         return report
 
 
-class _Work:
-    """The lists of a stage: which queries, which passages, in which blocks."""
-
-    def __init__(self, stage: Score, context: StageContext) -> None:
-        self.stage = stage
-        self.data: RankingData = context.data(stage.data)  # type: ignore[assignment]
-        if stage.split not in self.data.queries:
-            raise DataError(f"data {self.data.name!r} has no split {stage.split!r}; it has {sorted(self.data.queries)}")
-        self.queries = self.data.queries[stage.split]
-        self.rankings = [context.candidates(name) for name in stage.of]
-        self.query_ids: list[str] = list(
-            dict.fromkeys(query for ranking in self.rankings for query in ranking.query_ids)
-        )
-        strange = [query for query in self.query_ids if query not in self.queries]
-        if strange:
-            raise DataError(
-                f"candidates {', '.join(stage.of)}: {len(strange)} queries are not in split {stage.split!r} of "
-                f"{self.data.name!r}: {_named(strange)}; set `split` to the one they were retrieved for"
-            )
-        self.places = [ranking.index() for ranking in self.rankings]
-        self.positives_added = 0
-        self.positives_absent = 0
-        self._positives: dict[str, np.ndarray] = {}
-        judged = self.data.positives(stage.split)
-        for query in self.query_ids:
-            ids = judged.get(query, [])
-            known = [id for id in ids if id in self.data.corpus]
-            self.positives_absent += len(ids) - len(known)
-            self._positives[query] = np.asarray([self.data.corpus.row(id) for id in known], dtype=np.int64)
-            if stage.include_positives and known:
-                self.positives_added += int((~np.isin(self._positives[query], self._retrieved(query))).sum())
-
-    def positives_of(self, query: str) -> np.ndarray:
-        """Corpus rows of the labelled positives."""
-        return self._positives[query]
-
-    def _retrieved(self, query: str) -> np.ndarray:
-        lists = []
-        for ranking, places in zip(self.rankings, self.places, strict=True):
-            if query in places:
-                lists.append(np.asarray(ranking.of(places[query])[0][: self.stage.depth]))
-        rows = np.concatenate(lists) if lists else np.zeros(0, np.int64)
-        return _first_places(rows)
-
-    def list_of(self, number: int) -> tuple[np.ndarray, int]:
-        """Passage rows of query `number`, and how many of them were retrieved (the rest are added positives)."""
-        query = self.query_ids[number]
-        rows = self._retrieved(query)
-        if not self.stage.include_positives:
-            return rows, len(rows)
-        return _first_places(np.concatenate([rows, self._positives[query]])), len(rows)
-
-    def blocks(self, size: int) -> list[list[int]]:
-        """Query numbers in blocks of `size` distinct texts, the same whatever the number of processes.
-
-        Queries with the same text share a block: no pair of texts is in two blocks, so what a block computes does not
-        depend on which others are done, and an interrupted stage ends with the same bits.
-        """
-        by_text: dict[str, list[int]] = {}
-        for number, query in enumerate(self.query_ids):
-            by_text.setdefault(self.queries.text(self.queries.row(query)), []).append(number)
-        groups = list(by_text.values())
-        return [
-            [number for group in groups[begin : begin + size] for number in group]
-            for begin in range(0, len(groups), size)
-        ]
-
-    def score(
-        self, block: Sequence[int], scorer: PairScorer, depth: int | None = None
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(query number, passage rows, scores) of a block."""
-        lists, full = self._texts(block, depth)
-        found = scorer.score(full.ids, full.queries, full.passages, full.passage_ids) if full.ids else []
-        scores = dict(zip(full.ids, found, strict=True))
-        for number, rows in zip(block, lists, strict=True):
-            yield number, rows, scores.get(self.query_ids[number], np.zeros(0, np.float32))
-
-    def unscored(self, block: Sequence[int], scorer: PairScorer) -> np.ndarray:
-        """Distinct passages of the block's lists that are not wholly stored."""
-        lists, full = self._texts(block, None)
-        if not full.ids:
-            return np.zeros(0, np.int64)
-        waiting = dict(zip(full.ids, scorer.incomplete(full.queries, full.passages), strict=True))
-        chosen = [rows for number, rows in zip(block, lists, strict=True) if waiting.get(self.query_ids[number])]
-        return np.unique(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
-
-    def passages(self) -> np.ndarray:
-        """Distinct passages of all lists, ascending."""
-        marks = np.zeros(len(self.data.corpus), dtype=bool)
-        for number in range(len(self.query_ids)):
-            marks[self.list_of(number)[0]] = True
-        return np.flatnonzero(marks)
-
-    def _texts(self, block: Sequence[int], depth: int | None) -> tuple[list[np.ndarray], _Lists]:
-        """Passage rows of each query of the block, and the texts of those lists that hold any."""
-        lists = [self.list_of(number)[0][:depth] for number in block]
-        full = _Lists()
-        corpus = self.data.corpus
-        for number, rows in zip(block, lists, strict=True):
-            if len(rows):
-                query = self.query_ids[number]
-                full.ids.append(query)
-                full.queries.append(Text(source=self.queries, row=self.queries.row(query)))
-                full.passages.append([Text(source=corpus, row=int(row)) for row in rows])
-                full.passage_ids.append([corpus.id(int(row)) for row in rows])
-        return lists, full
-
-
-@dataclass
-class _Lists:
-    """What a scorer is given."""
-
-    ids: list[str] = field(default_factory=list)
-    queries: list[Text] = field(default_factory=list)
-    passages: list[list[Text]] = field(default_factory=list)
-    passage_ids: list[list[str]] = field(default_factory=list)
-
-
-def _first_places(rows: np.ndarray) -> np.ndarray:
-    """Distinct rows in the order of their first place."""
-    _, first = np.unique(rows, return_index=True)
-    return rows[np.sort(first)].astype(np.int64, copy=False)
-
-
-def _named(ids: Sequence[str]) -> str:
-    return ", ".join(repr(id) for id in ids[:NAMED]) + (", ..." if len(ids) > NAMED else "")
+def sigmoid(scores: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-s)) in float64, as float32; NaN stays NaN."""
+    found: np.ndarray = (0.5 + 0.5 * np.tanh(0.5 * scores.astype(np.float64))).astype(np.float32)
+    return found
