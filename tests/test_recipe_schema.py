@@ -39,6 +39,7 @@ stages:
         sampler: {type: mined, of: mined}
         losses: [{type: kl, temperature: {type: linear, start: 1, end: 4, until: 10, unit: step}}, info-nce]
         train: {epochs: 1, batch_size: 8}
+  - method: {type: trans-encoder, cycles: 2}
 """
 SHORT = """
 data: pydocs

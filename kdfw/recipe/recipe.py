@@ -123,17 +123,22 @@ def build(source: Source, registry: Registry) -> Recipe:
     data = _data(raw.get("data"), source, registry, problems)
     task = _task(data)
     full = dict(raw)
+    places: list[RecipePath] | None = None
     if raw.get("method") is not None:
-        full["stages"] = _method_stages(raw, source, registry, problems)
-        stages_path: RecipePath = ("method",)
+        if raw.get("stages") is not None:
+            fix = "name the method among the stages: `- method: ...`"
+            problems.append(Problem(where=source.where(("stages",)), found="both `method` and `stages`", fix=fix))
+        full["stages"] = _method_stages(raw, ("method",), source, registry, problems)
+        places = [("method", index) for index in range(len(full["stages"] or ()))]
     elif raw.get("stages") is not None:
-        stages_path = ("stages",)
+        if isinstance(raw["stages"], list):
+            full["stages"], places = _with_methods(raw, source, registry, problems)
     else:
         full, notes = simple.expand(raw, task)
         problems.extend(Problem(where=source.where(note.path), found=note.found, fix=note.fix) for note in notes)
-        stages_path = ()
+        places = [(index,) for index in range(len(full.get("stages") or ()))]
     models = _models(full.get("models"), source, registry, problems)
-    entries = list(_stages(full, stages_path, source, registry, problems))
+    entries = list(_stages(full, places or [], source, registry, problems))
     if not entries and not problems:
         problems.append(Problem(where=source.where(("stages",)), found="no stages", fix="add at least one"))
     taken = set(models) | set(data)
@@ -238,11 +243,33 @@ def _models(raw: Any, source: Source, registry: Registry, problems: list[Problem
     return found
 
 
-def _method_stages(raw: Mapping[str, Any], source: Source, registry: Registry, problems: list[Problem]) -> Any:
-    if raw.get("stages") is not None:
-        fix = "a method expands into stages; write one of the two"
-        problems.append(Problem(where=source.where(("stages",)), found="both `method` and `stages`", fix=fix))
-    spec = check("method", raw["method"], ("method",), registry, source.where, problems)
+def _with_methods(
+    raw: Mapping[str, Any], source: Source, registry: Registry, problems: list[Problem]
+) -> tuple[list[Any], list[RecipePath]]:
+    """The list of stages with every `method` in it written out, and where each of them stands."""
+    items: list[Any] = []
+    places: list[RecipePath] = []
+    for index, item in enumerate(raw["stages"]):
+        path: RecipePath = ("stages", index)
+        if not isinstance(item, Mapping) or "method" not in item:
+            items.append(item)
+            places.append(path)
+            continue
+        for key in item:
+            if key != "method":
+                fix = "options of a method stand inside it: `- method: {type: NAME, ...}`"
+                problems.append(Problem(where=source.where((*path, key)), found=f"unknown key {key!r}", fix=fix))
+        path = (*path, "method")
+        stages = _method_stages({**raw, "method": item["method"]}, path, source, registry, problems) or []
+        items += stages
+        places += [(*path, number) for number in range(len(stages))]
+    return items, places
+
+
+def _method_stages(
+    raw: Mapping[str, Any], path: RecipePath, source: Source, registry: Registry, problems: list[Problem]
+) -> list[dict[str, Any]] | None:
+    spec = check("method", raw["method"], path, registry, source.where, problems)
     if spec is None:
         return None
     method = spec.build()
@@ -250,13 +277,18 @@ def _method_stages(raw: Mapping[str, Any], source: Source, registry: Registry, p
     try:
         return method.expand({key: value for key, value in raw.items() if key != "method"})
     except KdfwError as error:
-        problems.append(Problem(where=source.where(("method",)), found=str(error)))
+        problems.append(Problem(where=source.where(path), found=str(error)))
         return None
 
 
 def _stages(
-    full: Mapping[str, Any], stages_path: RecipePath, source: Source, registry: Registry, problems: list[Problem]
+    full: Mapping[str, Any],
+    places: Sequence[RecipePath],
+    source: Source,
+    registry: Registry,
+    problems: list[Problem],
 ) -> Iterator[StageEntry]:
+    """Entries of the list of stages; `places` says where each item stands in the source."""
     raw = full.get("stages")
     if raw is None:
         return
@@ -265,9 +297,7 @@ def _stages(
         return
     defaults = full.get("train") if isinstance(full.get("train"), Mapping) else {}
     seen: dict[str, RecipePath] = {}
-    written = stages_path == ("stages",)
-    for index, item in enumerate(raw):
-        path: RecipePath = ("stages", index) if written else (*stages_path, index)
+    for item, path in zip(raw, places, strict=True):
         yield from _entries(item, path, 0, defaults or {}, seen, source, registry, problems)
 
 
@@ -283,6 +313,10 @@ def _entries(
 ) -> Iterator[StageEntry]:
     if not isinstance(item, Mapping):
         problems.append(Problem(where=source.where(path), found=f"found {item!r}", fix="a stage is {name, type, ...}"))
+        return
+    if "method" in item:
+        fix = "name the method in the list of stages itself"
+        problems.append(Problem(where=source.where(path), found="a method in a repeated block", fix=fix))
         return
     if "repeat" in item:
         extra = [key for key in item if key not in ("repeat", "stages", "name")]

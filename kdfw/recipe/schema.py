@@ -193,10 +193,21 @@ class _Writer:
         # a stage written as a bare name has no options, and no stage works without any
         members = [("stage", name) for name in self.components.names("stage")]
         self.definitions["stage-entry"] = self._by_type(members, short=False)
+        self.definitions["method-entry"] = {
+            "type": "object",
+            "description": "a published method, written out into its stages at this place",
+            "properties": {"method": {"$ref": _ref("method")}},
+            "required": ["method"],
+            "additionalProperties": False,
+        }
         self.definitions["stage-or-block"] = {
             "if": {"type": "object", "required": ["repeat"]},
             "then": {"$ref": _ref("repeat-block")},
-            "else": {"$ref": _ref("stage-entry")},
+            "else": {
+                "if": {"type": "object", "required": ["method"]},
+                "then": {"$ref": _ref("method-entry")},
+                "else": {"$ref": _ref("stage-entry")},
+            },
         }
 
     def _top(self, key: str) -> Schema:

@@ -261,6 +261,23 @@ def test_a_method_expands_into_visible_stages(registry: Registry):
     assert [stage["name"] for stage in made.recipe.resolved["stages"]] == ["round-1", "round-2", "round-3"]
 
 
+def test_a_method_among_the_stages_is_written_out_in_its_place(registry: Registry):
+    text = GOOD + "  - method: {type: twice, rounds: 2}\n  - {name: last, type: mine, model: round-2}\n"
+    made = plan(text, registry, "stages.3.method.rounds=3")
+    assert [stage.name for stage in made.stages] == ["first", "fit", "second", "round-1", "round-2", "round-3", "last"]
+    assert [stage["name"] for stage in made.recipe.resolved["stages"]] == [stage.name for stage in made.stages]
+    assert made.stage("last").inputs == ("round-2",)
+
+
+def test_faults_of_a_method_among_the_stages_name_its_line(registry: Registry):
+    found = problems(GOOD + "  - method: {type: twice, round: 2}\n    name: mine\n", registry)
+    assert len(found) == 2
+    assert "r.yaml:17" in found[0] and "unknown key 'name'" in found[0]
+    assert "r.yaml:16: stages[3].method.round: unknown key" in found[1]
+    nested = problems("data: {type: toy}\nstages:\n  - repeat: 2\n    stages: [{method: twice}]\n", registry)
+    assert len(nested) == 1 and "a method in a repeated block" in nested[0]
+
+
 def prints(made: Plan) -> dict[str, str]:
     return {stage.name: stage.fingerprint for stage in made.stages}
 
