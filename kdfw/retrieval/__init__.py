@@ -10,7 +10,7 @@ from kdfw.retrieval.dense import Dense
 from kdfw.retrieval.encode_stage import Encode
 from kdfw.retrieval.filter import Filter
 from kdfw.retrieval.fusion import Fusion
-from kdfw.retrieval.given import RunFile
+from kdfw.retrieval.given import RunFile, Triples
 from kdfw.retrieval.maxsim import LateInteraction
 from kdfw.retrieval.mining import Mine
 from kdfw.retrieval.rerank import Rerank
@@ -29,6 +29,7 @@ RETRIEVERS: Mapping[str, type[Retriever]] = {
     "sparse": Sparse,
     "late-interaction": LateInteraction,
     "run-file": RunFile,
+    "triples": Triples,
     "rerank": Rerank,
     "fusion": Fusion,
 }

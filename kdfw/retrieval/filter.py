@@ -26,8 +26,9 @@ class Filter(Stage):
 
     The lists must hold the positives (`mine` with `drop_positives: false`). The rank of a positive is one more than the
     number of other passages of its list with a strictly higher score; labelled positives count as other passages. With
-    `scores`, a teacher's scores of the same lists, the rank the teacher gives can be asked for as well. A query whose
-    positive is not in its list is dropped.
+    `scores`, a teacher's scores of the same lists, the rank the teacher gives can be asked for as well; what was scored
+    beside the list (positives that a score stage adds) does not count. A query whose positive is not in its list is
+    dropped.
     """
 
     produces = frozenset({"candidates"})
@@ -75,10 +76,7 @@ class Filter(Stage):
         data: RankingData = context.data(self.data)  # type: ignore[assignment]
         lists = context.candidates(self.of)
         scored = None if self.scores is None else context.scores(self.scores)
-        if scored is not None and (
-            scored.query_ids != lists.query_ids or not np.array_equal(scored.passages, lists.passages)
-        ):
-            raise DataError(f"filter: the scores of {self.scores!r} are not of the lists of {self.of!r}")
+        numbers = {} if scored is None else scored.index()
         positives = data.positives(self.split, self.min_grade)
         kept = []
         absent = 0
@@ -88,12 +86,16 @@ class Filter(Stage):
             if not positive.any():
                 absent += 1
                 continue
-            teacher = None if scored is None else np.array(scored.of(number)[1])
+            teacher = None if scored is None else self._scores_of(query, rows, scored, numbers)
             if self.wanted(rank_of_best(list_scores, positive), rank_of_best(teacher, positive)):
                 stays = ~positive if self.drop_positives else np.ones_like(positive)
                 kept.append((query, rows[stays], list_scores[stays]))
         ranking = Ranking.from_lists(iter(kept))
         ranking.save(context.folder)
+        if not kept:
+            context.log.warning(
+                "filter: none of %d queries is kept; %d have no positive in their list", len(lists), absent
+            )
         lengths = np.diff(ranking.starts)
         context.summary(
             {
@@ -103,6 +105,18 @@ class Filter(Stage):
                 "mean_length": round(float(lengths.mean()), 2) if len(lengths) else 0.0,
             }
         )
+
+    def _scores_of(self, query: str, rows: np.ndarray, scored: Ranking, numbers: Mapping[str, int]) -> np.ndarray:
+        """(n,) the teacher's scores of a list, in the list's order. Raises DataError for a passage without one."""
+        known, scores = scored.of(numbers[query]) if query in numbers else (np.zeros(0, np.int64), np.zeros(0))
+        order = np.argsort(known)
+        places = np.minimum(np.searchsorted(known, rows, sorter=order), len(known) - 1)
+        if not len(known) or (known[order[places]] != rows).any():
+            raise DataError(
+                f"filter: the scores of {self.scores!r} are not of the lists of {self.of!r}: query {query!r} has a "
+                f"passage without a score; write `of: {self.of}` in that score stage, with its whole depth"
+            )
+        return np.asarray(scores[order[places]])
 
     def preflight(self, context: StageContext) -> Mapping[str, Any]:
         """The lists as they come: ranks mean nothing before a search."""
@@ -118,7 +132,7 @@ class Filter(Stage):
 
 
 def rank_of_best(scores: np.ndarray | None, positive: np.ndarray) -> float:
-    """1 + the number of passages that score strictly higher than the best positive; `MISSING` without one."""
-    if scores is None or not positive.any():
+    """1 + the number of passages that score strictly higher than the best positive; `MISSING` without a scored one."""
+    if scores is None or np.isnan(scores[positive]).all():
         return MISSING
-    return 1.0 + float((scores > scores[positive].max()).sum())
+    return 1.0 + float((scores > np.nanmax(scores[positive])).sum())

@@ -1,4 +1,4 @@
-"""Results that are given: a run file as a first stage."""
+"""Results that are given: a run file, or the negatives of given triples, as a first stage."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from kdfw.data.order import ranked
 from kdfw.data.ranking import Ranking
 from kdfw.errors import DataError
 from kdfw.retrieval.queries import as_ranking
+from kdfw.retrieval.store import Opened
 
 if TYPE_CHECKING:
     from kdfw.context import StageContext
     from kdfw.data.sets import RankingData
     from kdfw.types import TextSource
+
+BLOCK_TRIPLES = 4_000_000
+"""Triples looked at at once: about a gigabyte while they are sorted."""
 
 
 class RunFile(Retriever):
@@ -56,3 +60,73 @@ class RunFile(Retriever):
                 ) from None
             lists.append(ranked(rows, np.asarray(list(results.values()), dtype=np.float32), data.corpus, depth))
         return as_ranking(lists, [queries.id(number) for number in range(len(queries))])
+
+
+class Triples(Retriever):
+    """Negatives that the data set's triples name for a query: a random sample of them, in random order.
+
+    The sample is a function of the data alone (no seed): each pair of query and negative has a fixed random number, and
+    a query keeps the `depth` negatives with the lowest. Memory: 8 bytes x `depth` a query.
+    """
+
+    def __init__(self, *, split: Annotated[str, Field(description="whose triples")] = "train") -> None:
+        self.split = split
+        self._sampled = Opened[Ranking]()
+
+    def search(self, data: RankingData, queries: TextSource, depth: int, context: StageContext) -> Ranking:
+        """At most `depth` negatives a query; an empty list for a query without triples."""
+        if self.split not in data.triples:
+            have = ", ".join(sorted(data.triples)) or "none"
+            raise DataError(
+                f"data {data.name!r} has no triples for split {self.split!r} (splits with triples: {have}); name "
+                "a file of triples in the data set's options"
+            )
+        sample = self._sampled.get((data.fingerprint, depth), lambda: self._sample(data, depth))
+        numbers = sample.index()
+        nothing = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+        ids = [queries.id(number) for number in range(len(queries))]
+        return as_ranking([sample.of(numbers[id]) if id in numbers else nothing for id in ids], ids)
+
+    def _sample(self, data: RankingData, depth: int) -> Ranking:
+        rows, negatives = sample_negatives(data.triples[self.split], depth)
+        starts = np.flatnonzero(np.concatenate(([True], rows[1:] != rows[:-1]))) if len(rows) else rows
+        lengths = np.diff(np.concatenate((starts, [len(rows)])))
+        places = np.arange(len(rows)) - np.repeat(starts, lengths)
+        queries = data.queries[self.split]
+        return Ranking(
+            query_ids=tuple(queries.id(int(row)) for row in rows[starts]),
+            starts=np.concatenate((starts, [len(rows)])).astype(np.int64),
+            passages=negatives,
+            scores=-places.astype(np.float32),
+        )
+
+
+def sample_negatives(triples: np.ndarray, depth: int, block: int = BLOCK_TRIPLES) -> tuple[np.ndarray, np.ndarray]:
+    """Up to `depth` distinct negatives of each query, drawn at random.
+
+    Args:
+        triples: (T, 3) rows of queries, positives, negatives; read in blocks, so it may be a memory map.
+    Returns: (n,) query rows, ascending, and (n,) negatives, in random order within each query.
+    """
+    rows, negatives = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    for begin in range(0, len(triples), block):
+        part = np.asarray(triples[begin : begin + block])
+        rows, negatives = np.concatenate((rows, part[:, 0])), np.concatenate((negatives, part[:, 2]))
+        order = np.lexsort((negatives, _noise(rows, negatives), rows))
+        rows, negatives = rows[order], negatives[order]
+        new = np.concatenate(([True], (rows[1:] != rows[:-1]) | (negatives[1:] != negatives[:-1])))
+        rows, negatives = rows[new], negatives[new]
+        starts = np.flatnonzero(np.concatenate(([True], rows[1:] != rows[:-1])))
+        lengths = np.diff(np.concatenate((starts, [len(rows)])))
+        first = np.arange(len(rows)) - np.repeat(starts, lengths) < depth
+        rows, negatives = rows[first], negatives[first]
+    return rows, negatives
+
+
+def _noise(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(n,) uint64: a fixed random number for each pair (the mixing of splitmix64)."""
+    with np.errstate(over="ignore"):
+        mixed = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + others.astype(np.uint64)
+        for multiplier in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
+            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(multiplier)
+        return mixed ^ (mixed >> np.uint64(31))

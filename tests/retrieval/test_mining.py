@@ -11,6 +11,7 @@ from retrieval_fakes import CharacterModel, Context, Texts, as_lists, ranking_da
 
 from kdfw.components import Retriever
 from kdfw.data.ranking import Ranking
+from kdfw.errors import DataError
 from kdfw.retrieval import mining
 from kdfw.retrieval.bm25 import BM25
 from kdfw.retrieval.filter import Filter
@@ -216,6 +217,34 @@ def test_filter_by_rank_and_teacher_rank_as_prod_selects(tmp_path: Path) -> None
     assert set(kept(scores="teacher", improves=True)) == {"q1"}
 
 
+def test_a_filter_takes_scores_of_more_than_the_list_and_refuses_scores_of_less(tmp_path: Path) -> None:
+    lists = {"q1": [("p0", 9.0), ("p1", 8.0), ("p2", 7.0)]}
+    queries = Texts([("q1", "q1")])
+    data = ranking_data(CORPUS, queries, {"q1": {"p1": 1, "p9": 1}})
+    context = Context(tmp_path, data)
+    # p9 is a positive that a score stage added: it beats p1, and does not count, since the list does not hold it
+    added = {"q1": [("p9", 9.0), ("p1", 8.0), ("p2", 1.0), ("p0", 0.0)]}
+    context.rankings = {
+        "lists": Given(lists).search(data, queries, 10, context),
+        "teacher": Given(added).search(data, queries, 10, context),
+        "short": Given({"q1": added["q1"][:2]}).search(data, queries, 10, context),
+    }
+    context.scores = context.candidates  # type: ignore[attr-defined]
+    Filter(of="lists", scores="teacher", ranks=(2, 2), score_ranks=(1, 1)).run(context)
+    kept = as_lists(Ranking.load(context.folder), CORPUS)
+    assert kept == {"q1": [("p0", 9.0), ("p2", 7.0)]}
+    with pytest.raises(DataError, match="query 'q1' has a passage without a score"):
+        Filter(of="lists", scores="short", improves=True).run(context)
+
+
+def test_a_filter_that_keeps_nothing_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    context = Context(tmp_path, ranking_data(CORPUS, QUERIES, QRELS))
+    context.rankings = {"lists": Given().search(context.data(), QUERIES, 10, context)}
+    Filter(of="lists", ranks=(9, 9)).run(context)
+    assert context.summaries["kept"] == 0
+    assert "none of 3 queries is kept; 1 have no positive in their list" in caplog.text
+
+
 def test_the_rank_of_a_positive_counts_strictly_higher_scores() -> None:
     from kdfw.retrieval.filter import rank_of_best
 
@@ -223,3 +252,6 @@ def test_the_rank_of_a_positive_counts_strictly_higher_scores() -> None:
     assert rank_of_best(scores, np.asarray([False, False, True, False])) == 2
     assert rank_of_best(scores, np.asarray([False, True, False, True])) == 2
     assert rank_of_best(scores, np.zeros(4, dtype=bool)) == math.inf
+    unscored = np.asarray([3.0, np.nan, 2.0, 1.0])
+    assert rank_of_best(unscored, np.asarray([False, True, False, False])) == math.inf
+    assert rank_of_best(unscored, np.asarray([False, True, False, True])) == 3

@@ -16,7 +16,7 @@ from kdfw.data.ranking import Ranking
 from kdfw.errors import ConfigError, DataError
 from kdfw.retrieval import RETRIEVERS, STAGES, encode, maxsim, retriever_for, search_with
 from kdfw.retrieval.fusion import Fusion
-from kdfw.retrieval.given import RunFile
+from kdfw.retrieval.given import RunFile, Triples, sample_negatives
 from kdfw.retrieval.maxsim import LateInteraction
 from kdfw.retrieval.rerank import Rerank, score_lists
 from kdfw.retrieval.sparse import Sparse
@@ -256,8 +256,41 @@ def test_the_right_search_for_any_model(tmp_path: Path) -> None:
 def test_every_retriever_and_stage_has_options_that_can_be_checked() -> None:
     from kdfw.options import options_of, plain_model
 
-    assert len(RETRIEVERS) == 7 and set(STAGES) == {"mine", "filter", "encode"}
+    assert len(RETRIEVERS) == 8 and set(STAGES) == {"mine", "filter", "encode"}
     for component in [*RETRIEVERS.values(), *STAGES.values()]:
         options = options_of(component)
         assert options and all(option.description for option in options.values()), component
         plain_model(component)
+
+
+def triples_of(*queries: tuple[int, int]) -> np.ndarray:
+    """(T, 3): query row, its positive, and each of its negatives, shuffled."""
+    rows = [(query, 0, negative) for query, count in queries for negative in range(1, count + 1)]
+    return np.random.default_rng(0).permutation(np.asarray(rows, dtype=np.int64))
+
+
+def test_a_sample_of_triples_is_distinct_bounded_and_the_same_however_they_come() -> None:
+    triples = triples_of((0, 500), (2, 3), (5, 500))
+    rows, negatives = sample_negatives(triples, 30)
+    assert np.unique(rows, return_counts=True)[1].tolist() == [30, 3, 30]
+    pairs = set(zip(rows.tolist(), negatives.tolist(), strict=True))
+    assert len(pairs) == len(rows) and pairs <= {(int(q), int(n)) for q, _, n in triples}
+    others = np.concatenate((triples[::-1], triples[:100]))  # another order, and some triples twice
+    for again in (sample_negatives(triples, 30, block=7), sample_negatives(others, 30)):
+        assert np.array_equal(again[0], rows) and np.array_equal(again[1], negatives)
+    # two queries with the same negatives get different ones, from all over the list, in no order
+    first, last = negatives[:30], negatives[-30:]
+    assert set(first) != set(last) and abs(first.mean() - 250) < 100 and (np.diff(first) < 0).any()
+
+
+def test_triples_become_candidate_lists(tmp_path: Path) -> None:
+    corpus = Texts([(f"p{n}", f"text {n}") for n in range(600)])
+    queries = Texts([("a", "first"), ("b", "second"), ("c", "third")])
+    data = ranking_data(corpus, queries, triples={"train": triples_of((0, 500), (2, 3))})
+    found = Triples().search(data, queries, 20, Context(tmp_path, data))
+    lengths = np.diff(found.starts).tolist()
+    assert found.query_ids == ("a", "b", "c") and lengths == [20, 0, 3]
+    assert all((np.diff(found.of(number)[1]) < 0).all() for number in range(3))
+    assert set(found.of(2)[0].tolist()) == {1, 2, 3}
+    with pytest.raises(DataError, match=r"no triples for split 'dev' \(splits with triples: train\)"):
+        Triples(split="dev").search(data, queries, 20, Context(tmp_path, data))
