@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdfw.components import Model
 from kdfw.errors import ConfigError
 from kdfw.models import checkpoint
-from kdfw.models.attention import use_plain_attention
+from kdfw.models.attention import packing_of, use_plain_attention
 from kdfw.models.rows import MicroBatch, RowGroup
 from kdfw.models.tokenize import Template, Truncation, pair_rows, single_rows, template_of, unique_texts
 from kdfw.types import Batch, Text
@@ -173,6 +173,9 @@ def run_transformer(transformer: Any, micro: MicroBatch, hidden: bool = False, m
         inputs["attention_mask"] = seen.long()
     if micro.type_ids is not None:
         inputs["token_type_ids"] = micro.type_ids
+    packing = packing_of(transformer, seen)
+    if packing is not None:
+        inputs["packing"] = packing
     return transformer(**inputs, output_hidden_states=hidden, return_dict=True)
 
 

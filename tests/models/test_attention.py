@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -114,3 +116,72 @@ def test_a_route_with_too_large_an_error_is_refused(monkeypatch: pytest.MonkeyPa
     with precision.numerics("fp32", "cpu") as chosen:
         assert chosen["fp32_matmul"] == "default"
         assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def rows_one_by_one(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, _: torch.Tensor, *limits: int,
+    scale: float | None,
+) -> torch.Tensor:  # fmt: skip
+    """What a kernel for varying lengths computes, row by row: tensors are (tokens, heads, width)."""
+    assert int(starts.diff().max()) <= limits[0]
+    found = []
+    for begin, end in zip(starts.tolist(), starts[1:].tolist(), strict=False):
+        row = [part[begin:end].transpose(0, 1) for part in (query, key, value)]
+        found.append(torch.nn.functional.scaled_dot_product_attention(*row, scale=scale).transpose(0, 1))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("kind", ["base", "classifier"])
+def test_padded_rows_are_packed_where_a_kernel_takes_them(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU's road with a kernel written in torch: same states at real tokens, same gradients."""
+    from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+    from kdfw.models.rows import MicroBatch
+    from kdfw.models.text import run_transformer
+
+    config = BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = (BertModel if kind == "base" else BertForSequenceClassification)(config).eval()
+    assert attention.use_plain_attention(model)
+    mask = torch.arange(6) < torch.tensor([[6], [1], [4]])
+    micro = MicroBatch(group="text", ids=torch.randint(1, 20, (3, 6)), mask=mask)
+
+    def outcome() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        output = run_transformer(model, micro)
+        states = output.last_hidden_state[mask] if kind == "base" else output.logits
+        names = [parameter for name, parameter in model.named_parameters() if "attention" in name or "word" in name]
+        return states, list(torch.autograd.grad(states.square().sum(), names))
+
+    expected, gradients = outcome()
+    calls = []
+    monkeypatch.setattr(attention, "_packs", lambda device: True)
+
+    def kernel(*args: Any, **rest: Any) -> torch.Tensor:
+        calls.append(1)
+        return rows_one_by_one(*args, **rest)
+
+    monkeypatch.setattr(attention, "_varlen", lambda: kernel)
+    found, mine = outcome()
+    assert len(calls) == config.num_hidden_layers
+    assert torch.allclose(found, expected, atol=1e-6)
+    for left, right in zip(mine, gradients, strict=True):
+        assert torch.allclose(left, right, atol=1e-6)
+
+
+def test_only_masks_of_padding_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask that hides other tokens too (a sliding window) goes to the fused kernel, packing or not."""
+    monkeypatch.setattr(attention, "_varlen", lambda: rows_one_by_one)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 2, 6, 4) for _ in range(3))
+    seen = torch.arange(6) < torch.tensor([[6], [4]])
+    near = (torch.arange(6)[:, None] - torch.arange(6)).abs() <= 1
+    mask = seen[:, None, None] & near
+    module = torch.nn.Linear(1, 1)
+    module.is_causal = False  # type: ignore[assignment]
+    found, _ = attention.plain_attention(module, query, key, value, mask, packing=attention.packed(seen))
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+    assert torch.allclose(found[seen], expected[seen], atol=1e-6)
+    assert attention.packing_of(module, seen) is None  # here, on a CPU
