@@ -8,7 +8,7 @@ Inherit one level; compose the rest.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -159,6 +159,10 @@ class DistillationLoss(Loss):
         ] = None,
         weighting: Annotated[
             Weighting | None, Field(description="weights of teachers and items; default: equal")
+    compares: ClassVar[Literal["distributions", "scores", "order"]] = "distributions"
+    """What of teacher and student: softmax distributions over an item's alternatives, scores on one scale, or their
+    order. `kdfw diagnose` judges the temperature of the first and the scale of the second."""
+
         ] = None,
         signal: Annotated[str, Field(description="the signal of both sides that is compared")] = "logits",
     ) -> None:

@@ -54,6 +54,7 @@ class BCE(DistillationLoss):
     """
 
     paper = "arXiv:2109.13059"
+    compares = "scores"
 
     def __init__(
         self,

@@ -157,6 +157,7 @@ class LambdaLoss(DistillationLoss):
     """
 
     paper = "Wang et al., The LambdaLoss Framework for Ranking Metric Optimization, CIKM 2018"
+    compares = "order"
 
     def __init__(
         self,

@@ -60,6 +60,7 @@ class MarginMSE(DistillationLoss):
     """
 
     paper = "arXiv:2010.02666"
+    compares = "scores"
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ class MSE(DistillationLoss):
     """
 
     paper = "arXiv:1412.6550"
+    compares = "scores"
 
     def __init__(
         self,

@@ -63,6 +63,7 @@ class RankNet(DistillationLoss):
     """
 
     paper = "Burges et al., Learning to Rank using Gradient Descent, ICML 2005"
+    compares = "order"
 
     def __init__(
         self,
@@ -116,6 +117,7 @@ class PairwiseHinge(DistillationLoss):
     """
 
     paper = "arXiv:2208.13661"
+    compares = "order"
 
     def __init__(
         self,

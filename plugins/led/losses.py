@@ -127,6 +127,7 @@ class Ablation(DistillationLoss):
     """The losses LED was compared with, in the reductions of its code (some are sums: mind the weight)."""
 
     paper = "arXiv:2208.13661, ablations"
+    compares = "order"
 
     def __init__(
         self,
