@@ -42,6 +42,7 @@ class _System:
 class Evaluate(Stage):
     """Measures models and baselines on a split: full retrieval, or re-ranking of given candidates."""
 
+    version = 2
     produces = frozenset({"measures"})
 
     def __init__(
@@ -147,8 +148,11 @@ class Evaluate(Stage):
     # ------------------------------------------------------------ ranking
 
     def _run_ranking(self, context: StageContext, data: RankingData) -> None:
+        from kdfw.evaluation import examples
+        from kdfw.evaluation.agreement import Lists
         from kdfw.evaluation.formats import write_trec
         from kdfw.evaluation.measures import Measure, parse_measures, score_run
+        from kdfw.files import write_json
 
         qrels = data.qrels.get(self.split)
         if not qrels:
@@ -156,6 +160,7 @@ class Evaluate(Stage):
         wanted = parse_measures(self.measures or RANKING_MEASURES)
         judged = Measure(kind="judged", cutoff=10, text="\0judged")
         found: dict[str, _System] = {}
+        lists = Lists(qrels)
         for reference in self.systems:
             name = _short(reference)
             ranking, facts = self._rank(context, data, reference, qrels)
@@ -165,6 +170,7 @@ class Evaluate(Stage):
             if data.query_in_corpus:
                 run = {q: {p: score for p, score in rows.items() if p != q} for q, rows in run.items()}
             write_trec(run, context.folder / f"run.{_file_name(name)}.trec", tag=_file_name(name))
+            lists.add(name, run)
             values = score_run(run, qrels, [*wanted, judged])
             share = values.pop(judged.text)
             present = [query for query in qrels if run.get(query)]
@@ -174,6 +180,10 @@ class Evaluate(Stage):
             found[name] = _System(values=values, facts=facts, means=means)
             context.log.info("%s: %s", name, ", ".join(f"{m} {value:.4f}" for m, value in means.items()))
         if context.workers.main:
+            write_json(context.folder / "agreement.json", lists.compare())
+            values = {name: system.values[wanted[0].text] for name, system in found.items()}
+            chosen = examples.choose(values, [_short(reference) for reference in self.models])
+            examples.write_ranking(context.folder, data, self.split, qrels, lists, chosen)
             self._write(context, "ranking", [m.text for m in wanted], found, len(qrels))
 
     def _rank(

@@ -62,6 +62,38 @@ def test_full_retrieval_and_reranking(finished: Path, tmp_path: Path) -> None:
     assert again["systems"]["cross"]["depth"] <= 10
 
 
+def test_queries_are_kept_with_the_texts_of_what_was_found(finished: Path, tmp_path: Path) -> None:
+    full = next(finished.glob("stages/*full"))
+    rows = [json.loads(line) for line in (full / "examples.jsonl").read_text().splitlines()]
+    texts = {}
+    for name in ("corpus", "queries"):
+        for line in (tmp_path / f"beir/{name}.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            texts[row["_id"]] = row["text"]
+    order: dict[tuple[str, str], dict[str, int]] = {}
+    for system in ("bm25", "small"):
+        for line in (full / f"run.{system}.trec").read_text().splitlines():
+            query, _, passage, rank, _, _ = line.split()
+            order.setdefault((system, query), {})[passage] = int(rank)
+    assert len(rows) == 6
+    for row in rows:
+        assert row["text"] == texts[row["query"]]
+        for system, found in row["lists"].items():
+            assert [passage for passage, _ in found] == list(order[system, row["query"]])[:5]
+            assert all(row["passages"][passage] == texts[passage] for passage, _ in found)
+        (relevant,) = row["relevant"]
+        assert row["grades"] == {relevant: 1} and row["relevant_in_all"] == 1
+        expected = {name: ranks[relevant] for (name, query), ranks in order.items()
+                    if query == row["query"] and relevant in ranks}  # fmt: skip
+        assert row["relevant"][relevant] == expected
+    pair = json.loads((full / "agreement.json").read_text())["pairs"]["bm25"]["small"]
+    shares = []
+    for row in rows:
+        first, other = (list(order[system, row["query"]])[:10] for system in ("bm25", "small"))
+        shares.append(len(set(first) & set(other)) / len(first))
+    assert pair["overlap@10"] == pytest.approx(sum(shares) / 6)
+
+
 def test_sentence_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from scipy.stats import spearmanr
 

@@ -1,0 +1,112 @@
+"""Items kept with their texts and what each system made of them, for people to look at (`examples.jsonl`).
+
+A run folder is read without its data, so texts that the report shows are stored where systems are measured; bounded, so
+that a report stays a file that can be sent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdfw.files import write_lines
+
+if TYPE_CHECKING:
+    from kdfw.data.sets import RankingData
+    from kdfw.evaluation.agreement import Lists
+    from kdfw.types import Qrels, TextSource
+
+FILE = "examples.jsonl"
+MAX_ITEMS = 200
+"""Items kept: all, or the best and the worst of each comparison."""
+TOP = 5
+"""Passages kept of each system's list."""
+RELEVANT = 3
+"""Relevant passages whose texts are kept whether a system found them or not."""
+TEXT = 400
+"""Characters of a text that are kept."""
+
+
+def choose(values: Mapping[str, Mapping[str, float]], systems: Sequence[str], limit: int = MAX_ITEMS) -> list[str]:
+    """Items to keep: all of few; else the best and the worst of each of `systems` against each other system.
+
+    Args:
+        values: system -> item -> value of one measure.
+    Returns: item ids in the order of `values`, about `limit` at most.
+    """
+    everything = list(next(iter(values.values()), {}))
+    if len(everything) <= limit:
+        return everything
+    pairs = [(ours, theirs) for ours in systems for theirs in values if theirs != ours]
+    each = max(2, limit // (2 * max(1, len(pairs))))
+    chosen: set[str] = set()
+    for ours, theirs in pairs:
+        gains = {item: value - values[theirs].get(item, 0.0) for item, value in values[ours].items()}
+        order = sorted(gains, key=lambda item: (-gains[item], item))
+        chosen |= {*order[:each], *order[-each:]}
+    return [item for item in everything if item in chosen]
+
+
+def spaced(items: Sequence[str], limit: int = MAX_ITEMS) -> list[str]:
+    """At most `limit` of the items, evenly spaced, for a task without a value of each item."""
+    return list(items[:: max(1, -(-len(items) // limit))])
+
+
+def write_ranking(
+    folder: Path, data: RankingData, split: str, qrels: Qrels, lists: Lists, chosen: Sequence[str]
+) -> None:
+    """One line a query: its text, the first passages of each system with scores, the passages' texts and grades."""
+    queries = data.queries[split]
+
+    def lines() -> Iterator[str]:
+        for query in chosen:
+            first = {system: lists.first(system, query, TOP) for system in lists.systems}
+            grades = qrels.get(query, {})
+            relevant = lists.relevant(query)[:RELEVANT]
+            shown = dict.fromkeys([*relevant, *(id for found in first.values() for id, _ in found)])
+            yield _line(
+                query=query,
+                text=_text(queries, query),
+                lists=first,
+                passages={id: _text(data.corpus, id) for id in shown},
+                grades={id: grades[id] for id in shown if id in grades},
+                relevant={id: lists.ranks(query, id) for id in relevant},
+                relevant_in_all=len(lists.relevant(query)),
+            )
+
+    write_lines(folder / FILE, lines())
+
+
+def write_answers(
+    folder: Path,
+    chosen: Sequence[str],
+    texts: Mapping[str, str],
+    gold: Mapping[str, str],
+    answers: Mapping[str, Mapping[str, str]],
+) -> None:
+    """One line an item: its text, what is right, and the answer of each system (a class, a score, a translation)."""
+
+    def lines() -> Iterator[str]:
+        for item in chosen:
+            given = {system: _cut(found[item]) for system, found in answers.items() if item in found}
+            yield _line(query=item, text=_cut(texts.get(item, "")), gold=_cut(gold.get(item, "")), answers=given)
+
+    write_lines(folder / FILE, lines())
+
+
+def _line(**values: Any) -> str:
+    return json.dumps(values, ensure_ascii=False) + "\n"
+
+
+def _text(source: TextSource, id: str) -> str:
+    try:
+        return _cut(source.text(source.row(id)))
+    except KeyError:
+        return ""
+
+
+def _cut(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= TEXT else line[: TEXT - 1] + "…"
