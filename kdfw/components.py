@@ -150,6 +150,10 @@ class DistillationLoss(Loss):
     and the choice of the signal it reads (`logits`, `batch_logits`, a granularity or a head).
     """
 
+    compares: ClassVar[Literal["distributions", "scores", "order"]] = "distributions"
+    """What of teacher and student: softmax distributions over an item's alternatives, scores on one scale, or their
+    order. `kdfw diagnose` judges the temperature of the first and the scale of the second."""
+
     def __init__(
         self,
         *,
@@ -159,10 +163,6 @@ class DistillationLoss(Loss):
         ] = None,
         weighting: Annotated[
             Weighting | None, Field(description="weights of teachers and items; default: equal")
-    compares: ClassVar[Literal["distributions", "scores", "order"]] = "distributions"
-    """What of teacher and student: softmax distributions over an item's alternatives, scores on one scale, or their
-    order. `kdfw diagnose` judges the temperature of the first and the scale of the second."""
-
         ] = None,
         signal: Annotated[str, Field(description="the signal of both sides that is compared")] = "logits",
     ) -> None:
