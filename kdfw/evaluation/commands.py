@@ -31,8 +31,11 @@ def add_parsers(add: Add) -> None:
     other.add_argument("--measure", action="append", help="which measure; may be repeated; default: all they share")
     other.add_argument("--baseline", help="name of the system the others are tested against; default: the first")
     other.add_argument("--qrels", type=Path, help="judgements, for run files")
+    other.add_argument("--stage", help="evaluate stage of run folders; default: each that all of them have")
     other.add_argument("--format", choices=["text", "markdown", "latex", "json"], default="text")
-    other.add_argument("--separate-seeds", action="store_true", help="do not put runs with `seed<number>` together")
+    other.add_argument(
+        "--separate-seeds", action="store_true", help="do not put runs of one recipe with several seeds together"
+    )
     other.add_argument("--seed", type=int, default=0, help="of the resampling")
 
 
@@ -80,12 +83,21 @@ def run_evaluate(args: argparse.Namespace) -> int:
 def run_compare(args: argparse.Namespace) -> int:
     """`kdfw compare`."""
     from kdfw.data.runs import read_qrels
-    from kdfw.evaluation.compare import compare, comparison_table, load_systems, merge_seeds
+    from kdfw.evaluation.compare import compare_runs, comparison_table
 
     qrels = read_qrels(args.qrels) if args.qrels else None
-    systems = [system for path in args.runs for system in load_systems(path, qrels, args.measure)]
-    if not args.separate_seeds:
-        systems = merge_seeds(systems)
-    result = compare(systems, args.measure, args.baseline, args.seed)
-    print(json.dumps(result) if args.format == "json" else comparison_table(result, args.format))
+    results = compare_runs(
+        args.runs, qrels, args.measure, args.baseline, stage=args.stage, separate_seeds=args.separate_seeds,
+        seed=args.seed,
+    )  # fmt: skip
+    if args.format == "json":
+        print(json.dumps(results[0] if len(results) == 1 else {"comparisons": results}))
+        return 0
+    tables = []
+    for result in results:
+        heading = f"{result['stage']}:\n\n" if len(results) > 1 else ""
+        tables.append(
+            ("% " if heading and args.format == "latex" else "") + heading + comparison_table(result, args.format)
+        )
+    print("\n\n\n".join(tables))
     return 0

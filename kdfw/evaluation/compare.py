@@ -1,98 +1,41 @@
-"""Runs side by side: means with confidence intervals, tests against a baseline, seeds taken together."""
+"""Runs side by side: means with confidence intervals, tests against a baseline, quality against cost."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdfw.errors import DataError, one_of
-from kdfw.evaluation.significance import holm, interval, paired
-from kdfw.evaluation.table import Style, grid, number, read_result
+from kdfw.evaluation.significance import (
+    Paired,
+    holm,
+    interval,
+    paired,
+    paired_statistic,
+    statistic_interval,
+    statistic_value,
+)
+from kdfw.evaluation.statistics import INPUTS, Statistic, statistic_of
+from kdfw.evaluation.systems import Compared, load_evaluations
+from kdfw.evaluation.table import Style, grid, number
 from kdfw.types import Qrels
 
-Values = dict[str, dict[str, float]]
-"""Measure -> query -> value."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compared:
-    """A system, with its per-query values and what is known of its cost."""
-
-    name: str
-    seeds: Sequence[Values]
-    """One entry a seed; usually one."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-    def mean_values(self, measure: str) -> dict[str, float]:
-        """Per-query values, mean over seeds."""
-        return {
-            query: float(np.mean([seed[measure][query] for seed in self.seeds])) for query in self.seeds[0][measure]
-        }
-
-
-def load_systems(path: Path, qrels: Qrels | None, measures: Sequence[str] | None) -> list[Compared]:
-    """The systems of a run folder, an evaluate stage's folder, a per-query file, or a run file (which needs qrels).
-
-    Raises: DataError for a path that is none of these.
-    """
-    if path.is_dir():
-        stages = [path] if (path / "per_query.jsonl").is_file() else []
-        stages += sorted(file.parent for file in path.glob("stages/*/per_query.jsonl"))
-        if not stages:
-            raise DataError(f"{path}: no evaluation in it (per_query.jsonl); run its recipe, or name a run file")
-        return [system for stage in stages for system in _stage_systems(stage, path)]
-    if path.suffix == ".jsonl":
-        return _stage_systems(path.parent, path.parent, path)
-    from kdfw.evaluation.api import evaluate
-
-    if qrels is None:
-        raise DataError(f"{path}: a run file is compared by its judgements; add --qrels FILE")
-    found = evaluate(path, qrels, list(measures or ["nDCG@10", "RR@10", "R@100", "AP"]))
-    values = {measure: dict(each) for measure, each in found.per_query.items()}
-    return [Compared(name=_stem(path), seeds=[values], facts={"depth": found.depth, "judged@10": found.judged})]
-
-
-def _stem(path: Path) -> str:
-    return re.sub(r"(\.trec|\.tsv|\.txt|\.run|\.json|\.gz)+$", "", path.name)
-
-
-def _stage_systems(stage: Path, root: Path, file: Path | None = None) -> list[Compared]:
-    file = file or stage / "per_query.jsonl"
-    systems: dict[str, Values] = {}
-    for line_number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            query, name = str(row.pop("query")), str(row.pop("system", _stem(file)))
-            for measure, value in row.items():
-                systems.setdefault(name, {}).setdefault(measure, {})[query] = float(value)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            expected = '{"query": id, "system": name, measure: number}'
-            raise DataError(f"{file}:{line_number}: not a per-query line ({error}); expected {expected}") from error
-    facts = (read_result(stage) or {}).get("systems", {})
-    label = "" if root == stage else f"{root.name}/"
-    return [Compared(name=label + name, seeds=[values], facts=facts.get(name, {})) for name, values in systems.items()]
-
-
-def merge_seeds(systems: Sequence[Compared]) -> list[Compared]:
-    """Systems whose names differ only in `seed<number>` become one with several seeds."""
-    groups: dict[str, list[Compared]] = {}
-    for system in systems:
-        groups.setdefault(re.sub(r"[-_.]?seed[-_=]?\d+", "", system.name), []).append(system)
-    merged = []
-    for name, group in groups.items():
-        if len(group) == 1:
-            merged.append(group[0])
-        else:
-            seeds = [seed for system in group for seed in system.seeds]
-            merged.append(Compared(name=name, seeds=seeds, facts=group[0].facts))
-    return merged
+COSTS = {
+    "queries_per_second": ("queries/s", -1.0),
+    "parameters": ("parameters", 1.0),
+    "teacher_pairs": ("teacher pairs", 1.0),
+    "teacher_seconds": ("teacher s", 1.0),
+    "making_seconds": ("making s", 1.0),
+}
+"""Fact -> (how it is shown, 1 when less is better)."""
+FACTS = (*COSTS, "megabytes", "passages_per_second", "items_per_second", "setting", "depth", "judged@10", "seed")
+Seeds = Sequence[Mapping[str, Any]]
+"""Query -> value (or row) of one measure, for each seed of a system."""
 
 
 def compare(
@@ -113,7 +56,8 @@ def compare(
     baseline = baseline or names[0]
     if baseline not in names:
         raise DataError(f"no run {baseline!r} to be the baseline; {one_of(baseline, names)}")
-    shared = [m for m in systems[0].seeds[0] if all(m in values for system in systems for values in system.seeds)]
+    classes = systems[0].facts.get("classes", ())
+    shared = shared_measures([values for system in systems for values in system.seeds], classes)
     for measure in measures or ():
         if measure not in shared:
             raise DataError(f"not every run has the measure {measure!r}; {one_of(measure, shared)}")
@@ -121,96 +65,256 @@ def compare(
     if not wanted:
         raise DataError("the runs share no measure")
     result: dict[str, Any] = {"baseline": baseline, "measures": wanted, "systems": {}}
-    base_system = next(system for system in systems if system.name == baseline)
     for system in systems:
-        keys = ("parameters", "megabytes", "queries_per_second", "setting", "depth", "judged@10")
-        facts = {key: system.facts[key] for key in keys if key in system.facts}
+        facts = {key: system.facts[key] for key in FACTS if system.facts.get(key) is not None}
+        facts |= {key: value for key, value in system.facts.items() if key.startswith("teacher_cost_")}
         result["systems"][system.name] = {"seeds": len(system.seeds), **facts, "measures": {}}
     for measure in wanted:
-        sets = [set(values[measure]) for system in systems for values in system.seeds]
+        statistic = _statistic(measure, [values for system in systems for values in system.seeds], classes)
+        columns = (measure,) if statistic is None else statistic.columns
+        sets = [set(values[column]) for system in systems for values in system.seeds for column in columns]
         common = set.intersection(*sets)
         if not common:
             raise DataError(f"the runs share no query on {measure!r}; were they made on the same data?")
-        queries = [query for query in systems[0].seeds[0][measure] if query in common]
+        queries = [query for query in systems[0].seeds[0][columns[0]] if query in common]
         result["queries"] = len(queries)
         result["left_out_queries"] = len(set.union(*sets)) - len(queries)
-        base = np.array([base_system.mean_values(measure)[query] for query in queries])
-        others = []
-        for system in systems:
-            means = system.mean_values(measure)
-            values = np.array([means[query] for query in queries])
-            low, high = interval(values, seed=seed)
-            entry: dict[str, Any] = {"mean": float(values.mean()), "low": low, "high": high}
-            if len(system.seeds) > 1:
-                by_seed = [float(np.mean([run[measure][query] for query in queries])) for run in system.seeds]
-                entry |= {"by_seed": by_seed, "spread": float(np.std(by_seed, ddof=1))}
-            result["systems"][system.name]["measures"][measure] = entry
-            if system.name != baseline:
-                entry["against_baseline"] = dataclasses.asdict(paired(values, base, seed=seed))
-                others.append(entry["against_baseline"])
-        for test in ("randomisation", "t_test"):
-            for entry, p_value in zip(others, holm([entry[test] for entry in others]), strict=True):
-                entry[f"{test}_holm"] = p_value
+        tables = {system.name: [rows_of(values, columns, queries) for values in system.seeds] for system in systems}
+        for name, entry in compare_measure(tables, baseline, statistic, seed).items():
+            result["systems"][name]["measures"][measure] = entry
     result["pareto"] = _pareto(result, wanted[0])
     return result
 
 
-def _pareto(result: Mapping[str, Any], measure: str) -> dict[str, list[str]]:
-    """For each kind of cost, the systems that no other beats in both quality and cost."""
-    found: dict[str, list[str]] = {}
-    for cost, sign in (("queries_per_second", -1.0), ("parameters", 1.0)):
-        points = {
-            name: (system["measures"][measure]["mean"], sign * system[cost])
-            for name, system in result["systems"].items()
-            if system.get(cost) is not None
-        }
-        found[cost] = [
-            name
-            for name, (quality, price) in points.items()
-            if not any(q >= quality and p <= price and (q, p) != (quality, price) for q, p in points.values())
-        ]
+def compare_runs(
+    paths: Sequence[Path],
+    qrels: Qrels | None = None,
+    measures: Sequence[str] | None = None,
+    baseline: str | None = None,
+    *,
+    stage: str | None = None,
+    separate_seeds: bool = False,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """`compare` for each evaluate stage that the runs have in common, with `stage` and what it was `measured_on`.
+
+    Arguments and errors: see `compare` and `load_evaluations`.
+    """
+    results = []
+    for evaluation in load_evaluations(paths, qrels, measures, stage, separate_seeds):
+        result = compare(evaluation.systems, measures, baseline, seed)
+        results.append({"stage": evaluation.name, "measured_on": evaluation.measured_on, **result})
+    return results
+
+
+def shared_measures(values: Sequence[Mapping[str, Any]], classes: Sequence[str] = ()) -> list[str]:
+    """Measures that all of some systems have, per query or as a statistic of their columns."""
+    first = values[0]
+    derived = [name for name in ("spearman", "pearson", "macro-f1", "relation-f1") if name not in first]
+    if not classes:
+        derived = [name for name in derived if name != "relation-f1"]
+    own = [name for name in first if name not in INPUTS and all(name in each for each in values)]
+    return own + [name for name in derived if _statistic(name, values, classes) is not None]
+
+
+def _statistic(measure: str, values: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Statistic | None:
+    statistic = statistic_of(measure, classes)
+    there = statistic is not None and all(column in each for each in values for column in statistic.columns)
+    return statistic if there else None
+
+
+def measure_rows(
+    values: Mapping[str, Mapping[str, Any]], measure: str, classes: Sequence[str] = ()
+) -> tuple[dict[str, list[np.ndarray]], Statistic | None]:
+    """What `compare_measure` wants of systems measured on the same items; nothing where they have no such values.
+
+    Args:
+        values: system -> measure or column -> item -> value.
+    """
+    statistic = _statistic(measure, list(values.values()), classes)
+    columns = (measure,) if statistic is None else statistic.columns
+    if not all(column in each for each in values.values() for column in columns):
+        return {}, None
+    queries = list(next(iter(values.values()))[columns[0]])
+    return {name: [rows_of(each, columns, queries)] for name, each in values.items()}, statistic
+
+
+def rows_of(values: Mapping[str, Mapping[str, Any]], columns: Sequence[str], queries: Sequence[str]) -> np.ndarray:
+    """(Q, S) rows of some queries, their columns side by side."""
+    parts = [np.asarray([values[column][query] for query in queries], dtype=np.float64) for column in columns]
+    return np.column_stack(parts)
+
+
+def compare_measure(
+    systems: Mapping[str, Sequence[np.ndarray]], baseline: str, statistic: Statistic | None = None, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """One measure of several systems over the same queries.
+
+    Args:
+        systems: by name, for each seed (Q, S) rows: one column with per-query values, or what the statistic reads.
+    Returns: by name `mean`, the 95 % interval `low` to `high`, with several seeds `by_seed` and `spread`, and
+        `against_baseline`: the fields of `Paired`, and p values after Holm's correction.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    compared: dict[str, dict[str, Any]] = {}
+    for name, seeds in systems.items():
+        by_seed = [_value([rows], statistic) for rows in seeds]
+        mean = float(np.mean(by_seed))
+        if not math.isfinite(mean):  # a correlation with scores that are all the same
+            entries[name] = {"mean": None, "low": None, "high": None}
+            continue
+        low, high = _interval(seeds, statistic, seed)
+        entries[name] = {"mean": mean, "low": low, "high": high}
+        if len(seeds) > 1:
+            entries[name] |= {"by_seed": by_seed, "spread": float(np.std(by_seed, ddof=1))}
+    for name, seeds in systems.items():
+        if name == baseline or entries[name]["mean"] is None or entries[baseline]["mean"] is None:
+            continue
+        compared[name] = dataclasses.asdict(_paired(seeds, systems[baseline], statistic, seed))
+        entries[name]["against_baseline"] = compared[name]
+    for test in ("randomisation", "t_test"):
+        corrected = holm([entry[test] for entry in compared.values()])
+        for entry, p_value in zip(compared.values(), corrected, strict=True):
+            entry[f"{test}_holm"] = p_value
+    return entries
+
+
+def _value(seeds: Sequence[np.ndarray], statistic: Statistic | None) -> float:
+    return float(_mean(seeds).mean()) if statistic is None else statistic_value(seeds, statistic)
+
+
+def _interval(seeds: Sequence[np.ndarray], statistic: Statistic | None, seed: int) -> tuple[float, float]:
+    return interval(_mean(seeds), seed=seed) if statistic is None else statistic_interval(seeds, statistic, seed=seed)
+
+
+def _paired(
+    system: Sequence[np.ndarray], baseline: Sequence[np.ndarray], statistic: Statistic | None, seed: int
+) -> Paired:
+    if statistic is None:
+        return paired(_mean(system), _mean(baseline), seed=seed)
+    return paired_statistic(system, baseline, statistic, seed=seed)
+
+
+def _mean(seeds: Sequence[np.ndarray]) -> np.ndarray:
+    """(Q,) per-query values, mean over seeds."""
+    found: np.ndarray = np.mean([rows[:, 0] for rows in seeds], axis=0)
     return found
 
 
+def _pareto(result: Mapping[str, Any], measure: str) -> dict[str, list[str]]:
+    """For each kind of cost that is known of a system, the systems that no other beats in both quality and cost."""
+    found: dict[str, list[str]] = {}
+    money = sorted({key for system in result["systems"].values() for key in system if key.startswith("teacher_cost_")})
+    for cost, sign in [*((cost, sign) for cost, (_, sign) in COSTS.items()), *((key, 1.0) for key in money)]:
+        points = {
+            name: (system["measures"][measure]["mean"], sign * system[cost])
+            for name, system in result["systems"].items()
+            if system.get(cost) is not None and system["measures"][measure]["mean"] is not None
+        }
+        if points:
+            found[cost] = [
+                name
+                for name, (quality, price) in points.items()
+                if not any(q >= quality and p <= price and (q, p) != (quality, price) for q, p in points.values())
+            ]
+    return found
+
+
+# ---------------------------------------------------------------- as text
+
+
 def comparison_table(result: Mapping[str, Any], style: Style = "text") -> str:
-    """Mean [95 % interval] of every system and measure; `*` where Holm's p < 0.05; then the tests in full."""
-    rows, tests = [], []
+    """Mean [95 % interval] of every system and measure, the tests in full, and quality against cost."""
+    parts = [_means(result, style), _tests(result, style), _costs(result, style), _notes(result, style)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _means(result: Mapping[str, Any], style: Style) -> str:
+    rows = []
     for name, system in result["systems"].items():
         cells = [name + (" (baseline)" if name == result["baseline"] else "")]
         for measure in result["measures"]:
             entry = system["measures"][measure]
-            against = entry.get("against_baseline")
-            star = "*" if against and against["randomisation_holm"] < 0.05 else ""
+            if entry["mean"] is None:
+                cells.append("")
+                continue
+            against = entry.get("against_baseline") or {}
+            p_value = against.get("randomisation_holm")
+            star = "*" if p_value is not None and p_value < 0.05 else ""
             spread = f" ± {number(measure, entry['spread'])}" if "spread" in entry else ""
             low, high = number(measure, entry["low"]), number(measure, entry["high"])
             cells.append(f"{number(measure, entry['mean'])}{spread}{star} [{low}, {high}]")
-            if against:
-                tests.append(
-                    [
-                        name,
-                        measure,
-                        f"{against['difference']:+.4f} [{against['low']:+.4f}, {against['high']:+.4f}]",
-                        _p_value(against["randomisation_holm"]),
-                        _p_value(against["t_test_holm"]),
-                        f"{against['effect']:+.2f}",
-                        f"{against['wins']}/{against['ties']}/{against['losses']}",
-                    ]
-                )
         rows.append(cells)
-    parts = [grid(["system", *result["measures"]], rows, style)]
-    if tests:
-        head = ["system", "measure", "difference [95 %]", "p random.", "p t-test", "d_z", "win/tie/loss"]
-        parts.append(grid(head, tests, style))
-    note = f"{result['queries']} queries; against {result['baseline']}; p values after Holm's correction; * p < 0.05"
+    return grid(["system", *result["measures"]], rows, style)
+
+
+def _tests(result: Mapping[str, Any], style: Style) -> str:
+    rows = []
+    for name, system in result["systems"].items():
+        for measure in result["measures"]:
+            found = system["measures"][measure].get("against_baseline")
+            if not found:
+                continue
+            change, low, high = (_signed(measure, found[key]) for key in ("difference", "low", "high"))
+            rows.append(
+                [
+                    name,
+                    measure,
+                    f"{change} [{low}, {high}]",
+                    _p_value(found["randomisation_holm"]),
+                    _p_value(found["t_test_holm"]),
+                    "" if found["effect"] is None else f"{found['effect']:+.2f}",
+                    "" if found["wins"] is None else f"{found['wins']}/{found['ties']}/{found['losses']}",
+                ]
+            )
+    head = ["system", "measure", "difference [95 %]", "p random.", "p t-test", "d_z", "win/tie/loss"]
+    return grid(head, rows, style) if rows else ""
+
+
+def _costs(result: Mapping[str, Any], style: Style) -> str:
+    """The first measure beside each kind of cost, with a star where no other system beats it in both."""
+    if not result["pareto"]:
+        return ""
+    measure = result["measures"][0]
+    rows = []
+    for name, system in result["systems"].items():
+        mean = system["measures"][measure]["mean"]
+        cells = [name, "" if mean is None else number(measure, mean)]
+        for cost, best in result["pareto"].items():
+            value = system.get(cost)
+            cells.append("" if value is None else _amount(cost, value) + ("*" if name in best else ""))
+        rows.append(cells)
+    head = [COSTS[cost][0] if cost in COSTS else f"teacher {cost.rpartition('_')[2]}" for cost in result["pareto"]]
+    table = grid(["quality against cost", measure, *head], rows, style)
+    return f"{table}\n{_note('* no other system is better in both ' + measure + ' and this cost', style)}"
+
+
+def _notes(result: Mapping[str, Any], style: Style) -> str:
+    where = f" of {result['measured_on']}" if result.get("measured_on") else ""
+    text = f"{result['queries']} queries{where}; against {result['baseline']}; "
+    text += "p values after Holm's correction; * p < 0.05"
     if result["left_out_queries"]:
-        note += f"; {result['left_out_queries']} queries that not every run has are left out"
-    best = [f"{cost}: {', '.join(names)}" for cost, names in result["pareto"].items() if names]
-    if best:
-        note += f"\nnot beaten in both {result['measures'][0]} and " + "; ".join(best)
-    if style == "latex":
-        note = "\n".join(f"% {line}" for line in note.splitlines())
-    return "\n\n".join([*parts, note])
+        text += f"; {result['left_out_queries']} queries that not every run has are left out"
+    if any("spread" in entry for system in result["systems"].values() for entry in system["measures"].values()):
+        text += (
+            "\n± is the standard deviation over seeds; intervals and tests are over queries, on the means of the seeds"
+        )
+    return _note(text, style)
 
 
-def _p_value(value: float) -> str:
-    return f"{value:.4f}" if value >= 0.0001 else "<0.0001"
+def _note(text: str, style: Style) -> str:
+    return "\n".join(f"% {line}" for line in text.splitlines()) if style == "latex" else text
+
+
+def _signed(measure: str, value: float) -> str:
+    return ("-" if value < 0 else "+") + number(measure, abs(value))
+
+
+def _p_value(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}" if value >= 0.0001 else "<0.0001"
+
+
+def _amount(cost: str, value: float) -> str:
+    if cost == "parameters":
+        return f"{value / 1e6:.1f}M"
+    return f"{value:,.2f}" if cost.startswith("teacher_cost_") else f"{value:,.0f}"

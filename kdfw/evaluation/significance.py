@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from kdfw.evaluation.statistics import Statistic
+
 PERMUTATIONS = 100_000
 RESAMPLES = 10_000
+STATISTIC_DRAWS = 2_000
+"""Resamples and permutations of a measure that is no mean over items: each draw computes it anew."""
 _BLOCK = 4_000_000
 """Values drawn at once, so that memory stays small for any number of queries."""
 
@@ -26,15 +32,18 @@ class Paired:
     low: float
     high: float
     """95 % bootstrap confidence interval of the difference."""
-    randomisation: float
-    """p of the two-sided paired randomisation test."""
-    t_test: float
-    """p of the two-sided paired t-test; 1 when no query differs."""
-    effect: float
-    """Cohen's d_z: mean difference over its standard deviation; 0 when no query differs."""
-    wins: int
-    ties: int
-    losses: int
+    randomisation: float | None
+    """p of the two-sided paired randomisation test; None where the systems have different numbers of seeds and the
+    measure is no mean over queries."""
+    t_test: float | None
+    """p of the two-sided paired t-test; 1 when no query differs. None for a measure that is no mean over queries."""
+    effect: float | None
+    """Cohen's d_z: mean difference over its standard deviation; 0 when no query differs. None where all differ by the
+    same (it would be infinite), and for a measure that is no mean over queries."""
+    wins: int | None
+    """Queries on which the system is better; with `ties` and `losses` None where a query has no value of its own."""
+    ties: int | None
+    losses: int | None
 
 
 def paired(system: np.ndarray, baseline: np.ndarray, seed: int = 0) -> Paired:
@@ -49,17 +58,14 @@ def paired(system: np.ndarray, baseline: np.ndarray, seed: int = 0) -> Paired:
     low, high = interval(difference, seed=seed)
     spread = float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
     mean = float(difference.mean())
-    if spread > 0:
-        effect = mean / spread
-    else:
-        effect = float("inf") * np.sign(mean) if mean and len(difference) > 1 else 0.0
+    effect = mean / spread if spread > 0 else None if mean else 0.0
     return Paired(
         difference=mean,
         low=low,
         high=high,
         randomisation=randomisation_test(difference, seed=seed),
         t_test=paired_t_test(difference),
-        effect=float(effect),
+        effect=effect,
         wins=int((difference > 0).sum()),
         ties=int((difference == 0).sum()),
         losses=int((difference < 0).sum()),
@@ -74,7 +80,70 @@ def interval(values: np.ndarray, level: float = 0.95, resamples: int = RESAMPLES
         values[rng.integers(0, len(values), size=(min(block, resamples - start), len(values)))].mean(axis=1)
         for start in range(0, resamples, block)
     ]
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return _quantiles(np.concatenate(means), level)
+
+
+def statistic_value(seeds: Sequence[np.ndarray], statistic: Statistic) -> float:
+    """A measure of a system: the mean over its seeds, each (Q, S) rows."""
+    return float(np.mean([statistic.of(rows) for rows in seeds]))
+
+
+def statistic_interval(
+    seeds: Sequence[np.ndarray], statistic: Statistic, level: float = 0.95, draws: int = STATISTIC_DRAWS, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap confidence interval of a measure that is no mean over items: items are drawn anew."""
+    rng, size = np.random.default_rng(seed), len(seeds[0])
+    values = []
+    for _ in range(draws):
+        drawn = rng.integers(0, size, size)
+        values.append(statistic_value([rows[drawn] for rows in seeds], statistic))
+    return _quantiles(np.array(values), level)
+
+
+def paired_statistic(
+    system: Sequence[np.ndarray],
+    baseline: Sequence[np.ndarray],
+    statistic: Statistic,
+    draws: int = STATISTIC_DRAWS,
+    seed: int = 0,
+) -> Paired:
+    """Compare two systems, each given as (Q, S) rows of every seed, by a measure that is no mean over items.
+
+    The bootstrap draws items; the randomisation test exchanges what the two systems said about an item, on a scale that
+    makes it exchangeable (`Statistic.alike`), for the n-th seed of both at once.
+    """
+    rng, size = np.random.default_rng(seed), len(baseline[0])
+    differences = []
+    for _ in range(draws):
+        drawn = rng.integers(0, size, size)
+        ours, theirs = ([rows[drawn] for rows in side] for side in (system, baseline))
+        differences.append(statistic_value(ours, statistic) - statistic_value(theirs, statistic))
+    low, high = _quantiles(np.array(differences), 0.95)
+    difference = statistic_value(system, statistic) - statistic_value(baseline, statistic)
+    p_value = None
+    if len(system) == len(baseline):
+        pairs = [
+            (statistic.alike(ours), statistic.alike(theirs)) for ours, theirs in zip(system, baseline, strict=True)
+        ]
+        observed = abs(_exchanged(pairs, np.zeros(size, dtype=bool), statistic)) * (1 - 1e-12)
+        reached = sum(abs(_exchanged(pairs, rng.random(size) < 0.5, statistic)) >= observed for _ in range(draws))
+        p_value = (1 + reached) / (draws + 1)
+    return Paired(
+        difference=difference, low=low, high=high, randomisation=p_value, t_test=None, effect=None,
+        wins=None, ties=None, losses=None,
+    )  # fmt: skip
+
+
+def _exchanged(pairs: Sequence[tuple[np.ndarray, np.ndarray]], swap: np.ndarray, statistic: Statistic) -> float:
+    """The difference when the two systems change places on some items."""
+    mask = swap[:, None]
+    ours = [np.where(mask, right, left) for left, right in pairs]
+    theirs = [np.where(mask, left, right) for left, right in pairs]
+    return statistic_value(ours, statistic) - statistic_value(theirs, statistic)
+
+
+def _quantiles(values: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -114,12 +183,15 @@ def paired_t_test(difference: np.ndarray) -> float:
     return float(2 * t.sf(abs(statistic), len(difference) - 1))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p values corrected for being one of several tests (Holm's step-down method), in the order given."""
-    order = np.argsort(p_values, kind="stable")
-    corrected = [0.0] * len(p_values)
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """p values corrected for being one of several tests (Holm's step-down method), in the order given.
+
+    None stands for a test that could not be made: it is none of the several, and stays None.
+    """
+    made = [(p_value, index) for index, p_value in enumerate(p_values) if p_value is not None]
+    corrected: list[float | None] = [None] * len(p_values)
     highest = 0.0
-    for step, index in enumerate(order.tolist()):
-        highest = max(highest, min(1.0, (len(p_values) - step) * p_values[index]))
+    for step, (p_value, index) in enumerate(sorted(made)):
+        highest = max(highest, min(1.0, (len(made) - step) * p_value))
         corrected[index] = highest
     return corrected

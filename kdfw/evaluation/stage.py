@@ -279,7 +279,7 @@ class Evaluate(Stage):
     def _write(
         self, context: StageContext, task: str, measures: Sequence[str], found: Mapping[str, _System], queries: int
     ) -> None:
-        from kdfw.evaluation.significance import holm, paired
+        from kdfw.evaluation.compare import compare_measure, measure_rows
         from kdfw.files import write_json, write_lines
 
         def lines() -> Iterator[str]:
@@ -291,23 +291,16 @@ class Evaluate(Stage):
 
         write_lines(context.folder / "per_query.jsonl", lines())
         baseline = _short(self.baseline or self.systems[0])
+        classes = list(getattr(context.data(), "classes", ()))
         compared: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in found}
         for measure in measures:
-            base = found[baseline].values.get(measure)
-            others = [name for name in found if name != baseline]
-            if base is None or not others:
+            rows, statistic = measure_rows({name: system.values for name, system in found.items()}, measure, classes)
+            if not rows:
                 continue
-            results = [
-                paired(
-                    np.array(list(found[name].values[measure].values())),
-                    np.array([base[query] for query in found[name].values[measure]]),
-                    seed=0,
-                )
-                for name in others
-            ]
-            corrected = holm([result.randomisation for result in results])
-            for name, result, p_value in zip(others, results, corrected, strict=True):
-                compared[name][measure] = {**dataclasses.asdict(result), "holm": p_value}
+            for name, entry in compare_measure(rows, baseline, statistic).items():
+                if "against_baseline" in entry:
+                    result = entry["against_baseline"]
+                    compared[name][measure] = {**result, "holm": result["randomisation_holm"]}
         # speed differs from run to run; everything else is the same bytes when the stage is done again
         timing = {
             name: {key: system.facts.pop(key) for key in TIMING if key in system.facts}
@@ -327,6 +320,7 @@ class Evaluate(Stage):
                     for name, system in found.items()
                 },
                 "order": list(found),
+                **({"classes": classes} if classes else {}),
             },
         )
         context.summary({name: system.means for name, system in found.items()})

@@ -40,8 +40,9 @@ class TaskValues:
     measures: Mapping[str, float]
     ids: Sequence[str]
     per_item: Mapping[str, np.ndarray]
-    """By name, (Q,): for pairs the `score` and `gold`, for classes whether each item is right, for translations the
-    sentence-level BLEU and chrF."""
+    """By name, (Q,) or (Q, S): for pairs the `score` and `gold`; for classes the `predicted` one and the `label`, and
+    whether the label is the best or among the five best; for translations BLEU and chrF of the sentence, and the
+    counts that those of the corpus are made of."""
     groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Measures of each subset, where the data have subsets."""
 
@@ -152,13 +153,9 @@ def translation_measures(hypotheses: Sequence[str], references: Sequence[str]) -
 
     Raises: MissingDependencyError without sacrebleu.
     """
-    try:
-        import sacrebleu
-    except ImportError as error:
-        from kdfw.errors import MissingDependencyError
-
-        raise MissingDependencyError("sacrebleu", "BLEU", "translation") from error
+    sacrebleu = _sacrebleu()
     lines = list(zip(hypotheses, references, strict=True))
+    bleu = [sacrebleu.sentence_bleu(ours, [theirs]) for ours, theirs in lines]
     return TaskValues(
         measures={
             "bleu": float(sacrebleu.corpus_bleu(list(hypotheses), [list(references)]).score),
@@ -166,10 +163,42 @@ def translation_measures(hypotheses: Sequence[str], references: Sequence[str]) -
         },
         ids=[str(number) for number in range(len(lines))],
         per_item={
-            "bleu": np.array([sacrebleu.sentence_bleu(ours, [theirs]).score for ours, theirs in lines]),
+            "bleu": np.array([found.score for found in bleu]),
             "chrf": np.array([sacrebleu.sentence_chrf(ours, [theirs]).score for ours, theirs in lines]),
+            "bleu counts": np.array([[*found.counts, *found.totals, found.sys_len, found.ref_len] for found in bleu]),
+            "chrf counts": np.array(
+                sacrebleu.metrics.CHRF()._extract_corpus_statistics(list(hypotheses), [list(references)])
+            ),
         },
     )
+
+
+def bleu_of_counts(counts: np.ndarray) -> float:
+    """BLEU of a corpus from (10,) sums: matches of 1- to 4-grams, 1- to 4-grams, tokens, reference tokens."""
+    matches, totals = counts[:4].tolist(), counts[4:8].tolist()
+    bleu = _sacrebleu().metrics.BLEU
+    return float(bleu.compute_bleu(matches, totals, int(counts[8]), int(counts[9]), smooth_method="exp").score)
+
+
+def chrf_of_counts(counts: np.ndarray) -> float:
+    """chrF of a corpus from (18,) sums: character n-grams of the hypothesis, of the reference, and common ones, for n
+    from 1 to 6 (beta 2, W15-3049; orders that do not occur are left out, as sacrebleu has it)."""
+    hypothesis, reference, common = counts.reshape(6, 3).astype(np.float64).T
+    there = (hypothesis > 0) & (reference > 0)
+    if not there.any():
+        return 0.0
+    precision, recall = float((common / hypothesis)[there].mean()), float((common / reference)[there].mean())
+    return 100 * 5 * precision * recall / (4 * precision + recall) if precision + recall else 0.0
+
+
+def _sacrebleu() -> Any:
+    try:
+        import sacrebleu
+    except ImportError as error:
+        from kdfw.errors import MissingDependencyError
+
+        raise MissingDependencyError("sacrebleu", "BLEU", "translation") from error
+    return sacrebleu
 
 
 # ---------------------------------------------------------------- predictions of a model
@@ -278,7 +307,13 @@ def _pairs(model: Model, data: Data, split: str, measures: Any, road: Any, size:
     scores = logits[:, 0].astype(np.float64)
     gold = np.asarray(rows.gold, dtype=np.float64)
     overall, groups = pair_measures(scores, gold, rows.groups)
-    return TaskValues(measures=overall, ids=ids, per_item={"score": scores, "gold": gold}, groups=groups)
+    known = np.flatnonzero(~np.isnan(gold))
+    return TaskValues(
+        measures=overall,
+        ids=[ids[number] for number in known.tolist()],
+        per_item={"score": scores[known], "gold": gold[known]},
+        groups=groups,
+    )
 
 
 def _classes(model: Model, data: Any, split: str, measures: Any, road: Any, size: int, _: int, tell: Any) -> TaskValues:
@@ -290,16 +325,17 @@ def _classes(model: Model, data: Any, split: str, measures: Any, road: Any, size
     ids = [id for id, keep in zip(ids, known, strict=True) if keep]
     logits, labels = logits[known], labels[known]
     predicted = logits.argmax(axis=1)
-    right = top_k(logits, labels)
+    right, near = top_k(logits, labels), top_k(logits, labels, 5)
     values = {
         "accuracy": float(right.mean()),
-        "accuracy@5": float(top_k(logits, labels, 5).mean()),
+        "accuracy@5": float(near.mean()),
         "macro-f1": macro_f1(predicted, labels, logits.shape[1]),
         "micro-f1": micro_f1(predicted, labels),
     }
     if "relation-f1" in measures:
         values["relation-f1"] = relation_f1(predicted, labels, data.classes)
-    return TaskValues(measures=values, ids=ids, per_item={"accuracy": right.astype(np.float64)})
+    per_item = {"accuracy": right.astype(np.float64), "accuracy@5": near.astype(np.float64)}
+    return TaskValues(measures=values, ids=ids, per_item={**per_item, "predicted": predicted, "label": labels})
 
 
 def _translations(

@@ -13,7 +13,8 @@ from kdfw.data.runs import read_run
 from kdfw.errors import DataError
 from kdfw.evaluation.api import evaluate
 from kdfw.evaluation.benchmarks import answer_accuracy, benchmark, has_answer, load_qrels, names
-from kdfw.evaluation.compare import Compared, compare, comparison_table, load_systems, merge_seeds
+from kdfw.evaluation.compare import compare, comparison_table
+from kdfw.evaluation.systems import Compared, load_evaluations, merge_seeds
 
 
 @pytest.fixture
@@ -129,13 +130,13 @@ def test_compare_reads_run_folders_and_run_files(
     assert list(found["systems"]) == ["one", "exp/student"]
     assert found["systems"]["exp/student"]["measures"]["RR"]["against_baseline"]["difference"] == pytest.approx(0.5)
     with pytest.raises(DataError, match="no evaluation in it"):
-        load_systems(stage.parent.parent.parent / "nothing", None, None) if (tmp_path / "nothing").mkdir() else None
-        load_systems(tmp_path / "nothing", None, None)
+        (tmp_path / "nothing").mkdir()
+        load_evaluations([tmp_path / "nothing"])
     with pytest.raises(DataError, match="add --qrels"):
-        load_systems(files[0], None, None)
+        load_evaluations([files[0]])
     (stage / "per_query.jsonl").write_text('{"system": "x"}\n')
     with pytest.raises(DataError, match=r"per_query.jsonl:1: not a per-query line"):
-        load_systems(tmp_path / "exp", None, None)
+        load_evaluations([tmp_path / "exp"])
 
 
 def test_benchmarks_carry_their_convention() -> None:
