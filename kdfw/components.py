@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from kdfw.amounts import Amount, Shape, Sizes, Workload
 from kdfw.errors import PluginError
 from kdfw.types import Batch, Clock, Example, LossTerms, Needs, Signals
 
@@ -269,6 +270,10 @@ class Model(Component, nn.Module):
         """Hash of what `load()` without a folder would read, without reading it into memory (a plan asks this)."""
         raise NotImplementedError
 
+    def shape(self) -> Shape | None:
+        """What the model costs, from its configuration, without loading it; None when it does not tell."""
+        return None
+
     def rows(self, batch: Batch, need: frozenset[str]) -> list[RowGroup]:
         raise NotImplementedError
 
@@ -362,6 +367,10 @@ class Dataset(Component):
         """Names of the splits, without reading the data; used to check recipes."""
         raise NotImplementedError
 
+    def sizes(self, cache: Path) -> Sizes:
+        """How much there is, as far as that can be said without reading the data; `kdfw plan` asks."""
+        return Sizes()
+
     def open(self, cache: Path) -> Data:
         """The data, ingested under `cache` if that has not happened yet."""
         raise NotImplementedError
@@ -382,6 +391,10 @@ class Sampler(Component):
         """Ids of the items of an epoch, in stored order (the trainer shuffles). Items without a usable example are
         left out here, and counted in `skipped`."""
         raise NotImplementedError
+
+    def expected_items(self, sizes: Sizes, split: str) -> Amount:
+        """How many `items()` there will be, before anything is opened."""
+        return sizes.of(sizes.items, split).at_most()
 
     skipped: Mapping[str, int] = {}
     """Why items were left out, and how many: shown in `kdfw check` and in the log."""
@@ -417,6 +430,10 @@ class Retriever(Component):
         """The best `depth` passages of every query, score descending, ties by id descending."""
         raise NotImplementedError
 
+    def estimate(self, plan: Any, split: str, depth: int) -> Workload:
+        """What models have to do for the search of a split's queries, as `Stage.estimate`."""
+        return Workload()
+
 
 # ---------------------------------------------------------------- stages and methods
 
@@ -432,13 +449,16 @@ class Stage(Component):
     def check(self, plan: Any) -> Iterator[Problem]:
         """Faults that need more than one option to see: signals a teacher cannot give, a split that is not there.
 
-        `plan` is a `kdfw.recipe.plan.PlanView`; nothing may be loaded.
+        `plan` is a `kdfw.recipe.view.PlanView`; nothing may be loaded.
         """
         return iter(())
 
-    def estimate(self, plan: Any) -> str:
-        """A few words on the work: `809 queries x 100 candidates`. Nothing may be loaded."""
-        return ""
+    def estimate(self, plan: Any) -> Workload:
+        """How much there is to do, as far as `plan` (a `kdfw.recipe.view.PlanView`) can tell. Nothing may be loaded.
+
+        A stage that writes lists of candidates counts them as `queries` and `candidates`: later stages go by that.
+        """
+        return Workload()
 
     def run(self, context: StageContext) -> None:
         """Do the work and write the artifact into `context.folder`.

@@ -10,14 +10,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from kdfw.amounts import Sizes
 from kdfw.components import Dataset
 from kdfw.data.lines import BadLines, OnError
 from kdfw.data.order import ranked
 from kdfw.data.ranking import Ranking
 from kdfw.data.sets import Data, SkippedLines
+from kdfw.data.sizes import measured
 from kdfw.data.store import build_folder, read_manifest, remembered_digest
 from kdfw.data.table import TextTable, hash_id
-from kdfw.errors import DataError
+from kdfw.errors import ArtifactError, DataError
 from kdfw.fingerprint import fingerprint
 from kdfw.types import Qrels
 
@@ -81,7 +83,24 @@ class IngestedDataset(Dataset):
             skipped = [{"file": str(s.file), "count": s.count, "first": list(s.first)} for s in bad.skipped]
             return {"content": content, "skipped": skipped}
 
-        return build_folder(cache / "data" / f"{self.layout}-{self.fingerprint(cache)[:24]}", build)
+        return build_folder(self._place(cache), build)
+
+    def _place(self, cache: Path) -> Path:
+        return cache / "data" / f"{self.layout}-{self.fingerprint(cache)[:24]}"
+
+    def sizes(self, cache: Path) -> Sizes:
+        """Exact once the data has been read; before that what `counted` says."""
+        folder = self._place(cache)
+        if folder.exists():
+            try:
+                return measured(self.load(folder, read_manifest(folder)["content"], ""))
+            except (ArtifactError, OSError, ValueError, KeyError):
+                pass  # damaged: it will be read again
+        return self.counted() if self.on_error == "raise" else self.counted().at_most()
+
+    def counted(self) -> Sizes:
+        """What options and the lines of the files say, without reading what is in them."""
+        return Sizes()
 
     def open(self, cache: Path) -> Data:
         folder = self.ingested(cache)

@@ -7,6 +7,7 @@ import io
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from kdfw.amounts import Amount, Sizes
 from kdfw.data.ingest import IngestedDataset, carve, known_split, read_strings, split_names, write_strings
-from kdfw.data.lines import BadLines, Fields, read_json, read_lines, show
+from kdfw.data.lines import BadLines, Fields, open_bytes, read_json, read_lines, show
 from kdfw.data.ranking_sets import DevShare, Name, Skip
 from kdfw.data.sets import Data, Labelled, LabelledData
+from kdfw.data.sizes import lines_in
 from kdfw.data.store import missing_file, open_zip
 from kdfw.data.table import TextTable, TextTableWriter, id_fault
 from kdfw.errors import DataError, MissingDependencyError
@@ -202,6 +205,10 @@ class TextClassification(IngestedDataset):
     def splits(self) -> Sequence[str]:
         return split_names(list(self._files), self._dev_share)
 
+    def counted(self) -> Sizes:
+        """A text is a line."""
+        return Sizes(items={split: lines_in(path) for split, path in self._files.items()}).with_dev(self._dev_share)
+
     def ingest(self, folder: Path, bad: BadLines) -> Mapping[str, Any]:
         self.splits()
         sources = {}
@@ -225,6 +232,15 @@ def _is_tsv(path: Path) -> bool:
 
 
 # ---------------------------------------------------------------- images
+
+
+def idx_rows(path: Path) -> int:
+    """How many rows an IDX file says it has. Raises: DataError for a file without such a header."""
+    with open_bytes(path) as stream:
+        header = stream.read(8)
+    if len(header) < 8 or header[:3] != b"\x00\x00\x08":
+        raise DataError(f"{path}: not an IDX file of unsigned bytes (starts with {header[:4].hex() or 'nothing'})")
+    return int(struct.unpack(">I", header[4:])[0])
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -322,26 +338,36 @@ class Images(IngestedDataset):
             raise missing_file(self.path / "train", "folder of images", layout)
         return found
 
-    def _found_splits(self) -> list[str]:
+    def _images_in(self) -> dict[str, int]:
+        """Number of images by split, train, dev and test first."""
         idx = self._idx()
         if idx:
-            names = list(idx)
+            counts = {split: idx_rows(images) for split, (images, _) in idx.items()}
         elif self.path.is_file():
             with open_zip(self.path) as archive:
-                names = [name.split("/")[0] for name in archive.namelist() if name.count("/") == 2]
+                names = [name for name in archive.namelist() if name.count("/") == 2 and not name.endswith("/")]
+            counts = Counter(name.split("/")[0] for name in names)
         else:
-            names = [role.split("/")[0] for role in self.files()]
+            counts = Counter(role.split("/")[0] for role in self.files())
         usual = {"train": 0, "dev": 1, "test": 2}
-        distinct = sorted(set(names))
-        return sorted((known_split(name, distinct) for name in distinct), key=lambda name: (usual.get(name, 3), name))
+        named = {known_split(name, sorted(counts)): count for name, count in counts.items()}
+        return dict(sorted(named.items(), key=lambda item: (usual.get(item[0], 3), item[0])))
 
     def splits(self) -> Sequence[str]:
-        found = self._found_splits()
+        found = list(self._images_in())
         if self._test_share > 0:
             if len(found) != 1:
                 raise DataError(f"test_share is for data with one split; {self.path} has {', '.join(found)}")
             found = ["train", "test"]
         return split_names(found, self._dev_share)
+
+    def counted(self) -> Sizes:
+        """An image is a file, or a row of an IDX file."""
+        items = {split: Amount(count) for split, count in self._images_in().items()}
+        if self._test_share > 0:
+            (only,) = items.values()
+            items = {"train": (only * (1 - self._test_share)).about(), "test": (only * self._test_share).about()}
+        return Sizes(items=items).with_dev(self._dev_share)
 
     def ingest(self, folder: Path, bad: BadLines) -> Mapping[str, Any]:
         self.splits()

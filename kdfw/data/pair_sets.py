@@ -12,10 +12,12 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from kdfw.amounts import Sizes
 from kdfw.data.ingest import IngestedDataset, carve, known_split, read_strings, split_names, write_strings
 from kdfw.data.lines import BadLines, parse_float, read_lines, show
 from kdfw.data.ranking_sets import DevShare, Name, Skip
 from kdfw.data.sets import Data, PairData, Pairs, Parallel, ParallelData
+from kdfw.data.sizes import lines_in
 from kdfw.data.store import missing_file
 from kdfw.data.table import TextTable, TextTableWriter
 from kdfw.errors import ConfigError, DataError
@@ -194,6 +196,10 @@ class TsvPairs(IngestedDataset):
     def splits(self) -> Sequence[str]:
         return split_names(list(self._files), self._dev_share)
 
+    def counted(self) -> Sizes:
+        """A pair is a line."""
+        return Sizes(items={split: lines_in(paths) for split, paths in self._files.items()}).with_dev(self._dev_share)
+
     def ingest(self, folder: Path, bad: BadLines) -> Mapping[str, Any]:
         self.splits()
         sources: dict[str, list[PairSource]] = {}
@@ -283,6 +289,10 @@ class Sts(IngestedDataset):
 
     def splits(self) -> Sequence[str]:
         return list(self._parts())
+
+    def counted(self) -> Sizes:
+        """A pair is a line."""
+        return Sizes(items={split: lines_in([p for _, _, p in parts]) for split, parts in self._parts().items()})
 
     def ingest(self, folder: Path, bad: BadLines) -> Mapping[str, Any]:
         sources: dict[str, list[PairSource]] = {}
@@ -402,6 +412,10 @@ class ParallelText(IngestedDataset):
 
     def splits(self) -> Sequence[str]:
         return list(self._pairs())
+
+    def counted(self) -> Sizes:
+        """A sentence is a line."""
+        return Sizes(items={split: lines_in(source) for split, (source, _) in self._pairs().items()})
 
     def ingest(self, folder: Path, bad: BadLines) -> Mapping[str, Any]:
         return ingest_parallel(

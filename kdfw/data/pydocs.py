@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from kdfw.amounts import Amount, Sizes
 from kdfw.data.ingest import IngestedDataset, in_share
 from kdfw.data.lines import BadLines
 from kdfw.data.ranking_sets import Name, RankingBuilder, load_ranking
@@ -239,6 +240,14 @@ class PyDocs(IngestedDataset):
 
     def splits(self) -> Sequence[str]:
         return ["train", "dev", "test"]
+
+    def counted(self) -> Sizes:
+        """No more than the options allow; a query has one passage."""
+        most = Amount(self._max_passages).at_most()
+        shares = {"dev": self._dev_share, "test": self._test_share}
+        shares = {"train": 1 - sum(shares.values()), **shares}
+        queries = {split: (most * share).about() for split, share in shares.items()}
+        return Sizes(passages=most, items=queries, judged=queries, positives=queries)
 
     def ingest(self, folder: Path, bad: BadLines) -> Mapping[str, Any]:
         items = collect(self._found(), self._query_words, self._passage_words)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from kdfw.amounts import UNREAD, Amount, Sizes, unknown
 from kdfw.data.ingest import (
     IngestedDataset,
     StoredQrels,
@@ -35,6 +36,7 @@ from kdfw.data.ranking_files import (
 )
 from kdfw.data.runs import read_qrels, read_run
 from kdfw.data.sets import RankingData
+from kdfw.data.sizes import lines_in
 from kdfw.data.store import missing_file
 from kdfw.data.table import TextTable, TextTableWriter
 from kdfw.errors import ConfigError, DataError
@@ -307,6 +309,20 @@ class MsMarco(IngestedDataset):
     def splits(self) -> Sequence[str]:
         return split_names(list(self._query_files()), self._dev_share)
 
+    def counted(self) -> Sizes:
+        """A passage, a query, a triple is a line."""
+        files = self.files()
+        queries = {split: lines_in(path) for split, path in self._query_files().items()}
+        return Sizes(
+            passages=lines_in(files["collection"]) if "collection" in files else unknown(UNREAD),
+            items=queries,
+            judged={split: queries[split].at_most() for split in queries if f"qrels/{split}" in files},
+            positives={
+                split: lines_in(files[f"qrels/{split}"]).at_most() for split in queries if f"qrels/{split}" in files
+            },
+            triples={split: lines_in(path) for split, path in self._triples.items()},
+        ).with_dev(self._dev_share)
+
     def ingest(self, folder: Path, bad: BadLines) -> Mapping[str, Any]:
         files = self.files()
         builder = RankingBuilder(folder, bad, self._dev_share)
@@ -500,6 +516,19 @@ class Beir(IngestedDataset):
     def splits(self) -> Sequence[str]:
         return split_names(list(self._qrels_files()), self._dev_share)
 
+    def counted(self) -> Sizes:
+        """A passage is a line; a query is in the split that judges it."""
+        qrels = {
+            split: read_qrels(path, BadLines("skip"), may_be_empty=True) for split, path in self._qrels_files().items()
+        }
+        queries = {split: Amount(len(found)).at_most() for split, found in qrels.items()}
+        return Sizes(
+            passages=lines_in(self.files()["corpus"]),
+            items=queries,
+            judged=queries,
+            positives={split: Amount(sum(map(len, found.values()))).at_most() for split, found in qrels.items()},
+        ).with_dev(self._dev_share)
+
     def ingest(self, folder: Path, bad: BadLines) -> Mapping[str, Any]:
         files = self.files()
         self.splits()
@@ -606,6 +635,11 @@ class JsonlRanking(IngestedDataset):
 
     def splits(self) -> Sequence[str]:
         return split_names(list(self._files), self._dev_share)
+
+    def counted(self) -> Sizes:
+        """A line is a query, or more of one."""
+        queries = {split: lines_in(path).at_most() for split, path in self._files.items()}
+        return Sizes(items=queries, judged=queries).with_dev(self._dev_share)
 
     def ingest(self, folder: Path, bad: BadLines) -> Mapping[str, Any]:
         self.splits()

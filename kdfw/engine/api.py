@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ from kdfw.engine.runtime import Context, Runtime
 from kdfw.errors import ConfigError, Problem, one_of
 from kdfw.plugins import registry
 from kdfw.recipe.plan import Plan, make_plan
-from kdfw.recipe.recipe import read
+from kdfw.recipe.recipe import Recipe, read
+from kdfw.recipe.view import Kept
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +40,11 @@ def find_recipe(name: str | Path) -> Path:
 
 def plan(recipe: str | Path, settings: Sequence[str] = ()) -> Plan:
     """Check a recipe and expand it into stages. Raises ConfigError with every fault found."""
-    return make_plan(read(find_recipe(recipe), registry(), settings))
+    return make_plan(_read(recipe, settings))
+
+
+def _read(recipe: str | Path, settings: Sequence[str]) -> Recipe:
+    return read(find_recipe(recipe), registry(), settings)
 
 
 def run(
@@ -66,7 +72,7 @@ def run(
         planned = plan(recipe, settings)
         result = run_plan(
             planned,
-            out or default_out(planned),
+            out or default_out(planned.recipe),
             cache=cache,
             workers=workers,
             fresh=fresh,
@@ -98,7 +104,7 @@ def plan_rows(planned: Plan, store: ArtifactStore | None) -> list[dict[str, Any]
     """Stages for display: number, name, type, what it reads, cached or not, work."""
     rows = []
     for stage in planned.stages:
-        cached = store is not None and store.find(stage.kind, stage.fingerprint, verify=False) is not None
+        cached = _artifact(store, stage.kind, stage.fingerprint) is not None
         reads = [reference if target.kind != "stage" else target.name for reference, target in stage.targets.items()]
         rows.append(
             {
@@ -107,20 +113,27 @@ def plan_rows(planned: Plan, store: ArtifactStore | None) -> list[dict[str, Any]
                 "type": stage.kind,
                 "reads": list(dict.fromkeys(reads)),
                 "cached": cached,
-                "work": stage.work,
+                "work": str(stage.work),
+                "amounts": stage.work.plain(),
                 "fingerprint": stage.fingerprint,
             }
         )
     return rows
 
 
+def _artifact(store: ArtifactStore | None, kind: str, fingerprint: str) -> Path | None:
+    found = None if store is None else store.find(kind, fingerprint, verify=False)
+    return None if found is None else found.folder
+
+
 def plan_text(
     recipe: str | Path, settings: Sequence[str], out: Path | None, cache: Path | None, *, as_json: bool = False
 ) -> str:
-    """The plan as a table, or as JSON."""
-    planned = plan(recipe, settings)
-    folder = cache or default_cache(out or default_out(planned))
+    """The plan as a table with the work of each stage, or as JSON."""
+    written = _read(recipe, settings)
+    folder = cache or default_cache(out or default_out(written))
     store = ArtifactStore(folder, fallback=folder) if folder.exists() else None
+    planned = make_plan(written, Kept(cache=folder, find=partial(_artifact, store)))
     rows = plan_rows(planned, store)
     if as_json:
         return json.dumps({"name": planned.recipe.name, "stages": rows}, indent=2, ensure_ascii=False)
@@ -155,7 +168,7 @@ def check(
     import torch
 
     planned = plan(recipe, settings)
-    folder = cache or default_cache(out or default_out(planned))
+    folder = cache or default_cache(out or default_out(planned.recipe))
     store = ArtifactStore(folder, fallback=folder)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if offline:

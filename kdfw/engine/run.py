@@ -30,6 +30,7 @@ from kdfw.models.precision import numerics
 from kdfw.plugins import registry
 from kdfw.processes import barrier, from_main
 from kdfw.recipe.plan import Plan, PlannedStage
+from kdfw.recipe.recipe import Recipe
 from kdfw.report import write_report
 
 log = logging.getLogger("kdfw")
@@ -50,9 +51,9 @@ class RunResult:
     report: Path | None
 
 
-def default_out(plan: Plan) -> Path:
+def default_out(recipe: Recipe) -> Path:
     """`runs/<name>` below the working directory."""
-    return Path("runs") / plan.recipe.name
+    return Path("runs") / recipe.name
 
 
 def default_cache(out: Path) -> Path:

@@ -23,6 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from kdfw.amounts import Amount, Workload
 from kdfw.components import Augmenter, Loss, Model, Sampler, Stage, Teacher
 from kdfw.context import Workers
 from kdfw.data.sets import scored_texts
@@ -52,7 +53,7 @@ from kdfw.types import Batch, Clock, Signals
 
 if TYPE_CHECKING:
     from kdfw.context import StageContext
-    from kdfw.recipe.plan import PlanView
+    from kdfw.recipe.view import PlanView
 
 STUDENT = "student"
 """Name of a stage's main model among those it trains."""
@@ -127,6 +128,16 @@ class Train(Stage):
     def trained_models(self) -> dict[str, str]:
         """Name in this stage -> reference, the student first."""
         return {STUDENT: self.student, **self.also_train}
+
+    def sampler_of(self, task: str) -> Sampler:
+        """The sampler of the recipe, or the task's own."""
+        if self.sampler is not None:
+            return self.sampler
+        from kdfw.plugins import registry
+
+        sampler = registry().get("sampler", DEFAULT_SAMPLER[task])()
+        assert isinstance(sampler, Sampler)
+        return sampler
 
     # ------------------------------------------------------------ checks
 
@@ -247,16 +258,37 @@ class Train(Stage):
             fix = "add `dev_candidates`: a stage that mined the dev split"
             yield plan.problem("dev", found="a model that cannot search a pool of passages by itself", fix=fix)
 
-    def estimate(self, plan: PlanView) -> str:
-        settings = self.settings_
-        number, unit = (settings.steps, "step") if settings.steps else (settings.epochs or 1, "epoch")
-        length = f"{number} {unit}{'' if number == 1 else 's'}"
-        candidates = ""
-        if plan.task == "ranking" and self.sampler is not None and self.sampler.num_candidates:
-            candidates = f" x {self.sampler.num_candidates} candidates"
-        live = sum(plan.model(reference) is not None for reference in self.teachers)
-        teachers = f", {live} live teacher{'' if live == 1 else 's'}" if live else ""
-        return f"{length}, batches of {settings.batch_size}{candidates}{teachers}"
+    def estimate(self, plan: PlanView) -> Workload:
+        """Steps, examples, and what the student, and teachers that are asked while it trains, have to read."""
+        settings, sizes = self.settings_, plan.sizes
+        items = self.sampler_of(plan.task).expected_items(sizes, self.split)
+        steps = items.in_portions_of(settings.batch_size) * (settings.epochs or 1)
+        examples = items * (settings.epochs or 1)
+        if settings.steps is not None:
+            steps = Amount(settings.steps)
+            examples = Amount(settings.steps * settings.batch_size).at_most()
+        if self.patience is not None:
+            steps, examples = steps.at_most(), examples.at_most()
+        work = Workload(amounts={"steps": steps, "examples": examples})
+        trained = self.trained_models().values()
+        for reference in trained:
+            work = work + self._reading(plan, reference, examples).with_backward()
+        for reference in self.teachers:
+            if isinstance(plan.model(reference), Model) and reference not in trained:
+                work = work + self._reading(plan, reference, examples)
+        return work
+
+    def _reading(self, plan: PlanView, reference: str, examples: Amount) -> Workload:
+        """One forward pass of a model over all examples."""
+        if plan.task != "ranking":
+            return plan.reading(reference, items=examples, split=self.split)
+        candidates = self.sampler_of(plan.task).num_candidates
+        if candidates is None:
+            return Workload()
+        model = plan.model(reference)
+        if isinstance(model, Model) and model.search:
+            return plan.encoding(reference, queries=examples, passages=examples * candidates, split=self.split)
+        return plan.scoring(reference, queries=examples, pairs=examples * candidates, split=self.split)
 
     # ------------------------------------------------------------ work
 
@@ -324,13 +356,7 @@ class Trainer:
 
     def _feed(self) -> Feed:
         stage, context = self.stage, self.context
-        sampler = stage.sampler
-        if sampler is None:
-            from kdfw.plugins import registry
-
-            cls = registry().get("sampler", DEFAULT_SAMPLER[self.data.task])
-            sampler = cls()  # type: ignore[assignment]
-            assert isinstance(sampler, Sampler)
+        sampler = stage.sampler_of(self.data.task)
         sampler.bind(self.data, stage.split, context)
         for augmenter in stage.augment:
             augmenter.bind(self.data, stage.split, context)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from kdfw.amounts import Amount, Workload
 from kdfw.components import Model, Stage
 from kdfw.errors import ConfigError, DataError
 from kdfw.references import CandidatesRef, ModelRef, SystemRef
@@ -110,9 +111,28 @@ class Evaluate(Stage):
             fix = f"known: {', '.join(self.systems)}"
             yield plan.problem("baseline", found=f"{self.baseline!r} is not measured here", fix=fix)
 
-    def estimate(self, plan: Any) -> str:
-        how = f"re-ranking of {self.candidates}" if self.candidates else "full retrieval"
-        return f"{len(self.systems)} systems, {how if plan.task == 'ranking' else self.split}"
+    def estimate(self, plan: Any) -> Workload:
+        """What every measured model has to read; retrievers without a model count for nothing."""
+        sizes = plan.sizes
+        items = sizes.of(sizes.items, self.split)
+        what = {"ranking": "queries", "pairs": "pairs", "translation": "sentences"}.get(plan.task, "items")
+        work = Workload(amounts={"systems": Amount(len(self.systems)), what: items})
+        pairs = (items * self.rerank_depth).at_most()
+        if self.candidates is not None:
+            pairs = plan.lists(self.candidates)[1].within(items * self.depth)
+        for reference in self.systems:
+            model = plan.model(reference)
+            if not isinstance(model, Model):
+                continue
+            if plan.task != "ranking":
+                work = work + plan.reading(reference, items=items, split=self.split)
+            elif self.candidates is None and model.search:
+                work = work + plan.encoding(reference, queries=items, passages=sizes.passages, split=self.split)
+                if model.search == "dense":
+                    work = work + plan.vectors(reference, items + sizes.passages)
+            else:
+                work = work + plan.scoring(reference, queries=items, pairs=pairs, split=self.split)
+        return work
 
     def run(self, context: StageContext) -> None:
         data = context.data()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -10,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from kdfw.amounts import Amount, Shape
 from kdfw.models import checkpoint
 from kdfw.models.rows import MicroBatch, RowGroup
 from kdfw.models.text import TextModel, by_candidate, first_states, largest, on, restore, run_transformer, texts_of
@@ -74,6 +76,10 @@ class BiEncoder(TextModel):
         self.encoders = nn.ModuleDict()
         """`both`, or `query` and `passage`."""
         self.projections = nn.ModuleDict()
+
+    def shape(self) -> Shape | None:
+        shape = super().shape()
+        return shape if shape is None or self.projection is None else replace(shape, width=Amount(self.projection))
 
     # ------------------------------------------------------------ loading and saving
 

@@ -16,6 +16,7 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
+from kdfw.amounts import Amount, unknown
 from kdfw.components import Model
 from kdfw.errors import ArtifactError, ConfigError, DataError, KdfwError, MissingDependencyError, PluginError
 from kdfw.fingerprint import file_digest
@@ -90,6 +91,57 @@ def _commit(name: str, revision: str | None) -> str | None:
     except (ValueError, OSError) as error:  # a name the hub could not have
         raise ConfigError(f"base: {name!r} is neither a folder nor a hub name ({str(error)[:100]})") from error
     return Path(found).parent.name if isinstance(found, str) else None
+
+
+def configuration(base: str, revision: str | None = None) -> dict[str, Any] | None:
+    """`config.json` of a base; None for a hub model that is not in the local cache."""
+    folder = locate(base)
+    if folder is None:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(base, "config.json", revision=revision)
+        if not isinstance(found, str):
+            return None
+        folder = Path(found).parent
+    try:
+        read = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def cost(
+    config: Mapping[str, Any] | None, *, layers: int | str | Sequence[int] | None, vocabulary: bool
+) -> tuple[Amount, Amount]:
+    """(floating-point operations of a forward pass for one token, width of a state), from a configuration.
+
+    Two operations a weight of the layers' matrices; attention itself, which grows with the length, is left out.
+
+    Args:
+        config: None when it is not here yet.
+        layers: which layers are kept, as in the options of models.
+        vocabulary: whether every token is given logits over the vocabulary.
+    """
+    if config is None:
+        later = unknown("the model has been downloaded")
+        return later, later
+
+    def number(*names: str) -> int:
+        return next((int(config[name]) for name in names if isinstance(config.get(name), int)), 0)
+
+    width = number("hidden_size", "d_model", "dim")
+    inner = number("intermediate_size", "d_ff", "hidden_dim", "encoder_ffn_dim") or 4 * width
+    count = number("num_hidden_layers", "n_layers", "num_layers", "encoder_layers")
+    if not width or not count:
+        later = unknown("the model is loaded: its configuration has unusual names")
+        return later, later
+    if layers is not None:
+        count = len(chosen_layers(layers, count))
+    gated = config.get("model_type") == "modernbert" or config.get("hidden_act") == "silu"
+    weights = count * (4 * width**2 + (3 if gated else 2) * width * inner)
+    if vocabulary:
+        weights += width**2 + width * number("vocab_size")
+    return Amount(2 * weights, "about"), Amount(width)
 
 
 def check_folder(folder: Path, allow_remote_code: bool) -> None:

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from kdfw.amounts import Amount, Shape
 from kdfw.errors import ConfigError
 from kdfw.models import checkpoint
 from kdfw.models.rows import MicroBatch, RowGroup
@@ -78,6 +79,10 @@ class LateInteraction(TextModel):
         self.dense: nn.Linear
         self._mask_id = -1
         self._skipped: Tensor | None = None
+
+    def shape(self) -> Shape | None:
+        shape = super().shape()
+        return None if shape is None else replace(shape, width=Amount(self.projection))
 
     def load(self, weights: Path | None = None) -> None:
         source = self.source(weights)

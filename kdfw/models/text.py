@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdfw.amounts import Shape
 from kdfw.components import Model
 from kdfw.errors import ConfigError
 from kdfw.models import checkpoint
@@ -46,6 +47,21 @@ class TextModel(Model):
 
     def base_fingerprint(self) -> str:
         return checkpoint.fingerprint(self.base, self.revision)
+
+    def shape(self) -> Shape | None:
+        """By the usual names in a transformer's configuration and in the options of our models."""
+        limits = {name: getattr(self, f"max_{name}_tokens", None) for name in ("query", "passage", "pair")}
+        limits["text"] = getattr(self, "max_tokens", None)
+        flop, width = checkpoint.cost(
+            checkpoint.configuration(self.base, self.revision),
+            layers=getattr(self, "layers", None),
+            vocabulary=self.auto == "AutoModelForMaskedLM",
+        )
+        return Shape(
+            flop_per_token=flop,
+            width=width,
+            limits={name: limit for name, limit in limits.items() if limit is not None},
+        )
 
     def source(self, weights: Path | None) -> Path | str:
         """Where to load from: a saved folder, the folder of the base, or a hub name."""

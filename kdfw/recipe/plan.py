@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 
+from kdfw.amounts import Sizes, Workload
 from kdfw.components import Dataset, Model, Retriever, Stage, Teacher
 from kdfw.errors import ConfigError, KdfwError, Problem, one_of
 from kdfw.fingerprint import fingerprint
@@ -15,6 +16,7 @@ from kdfw.models.precision import resolve
 from kdfw.options import Reference, Spec, iterate_specs, options_of
 from kdfw.plugins import registry
 from kdfw.recipe.recipe import Recipe, StageEntry
+from kdfw.recipe.view import Kept, PlanView, counted_lists
 
 ENGINE_VERSION = 1
 """Part of every fingerprint: raised when the engine itself computes something differently."""
@@ -46,8 +48,8 @@ class PlannedStage:
     fingerprint: str
     inputs: tuple[str, ...]
     """Unique names of the earlier stages it reads."""
-    work: str
-    """How much there is to do, in a few words."""
+    work: Workload
+    """How much there is to do; empty when the plan was not asked to estimate."""
 
     @property
     def name(self) -> str:
@@ -82,65 +84,10 @@ class Plan:
         return next(stage for stage in self.stages if stage.name == name)
 
 
-class PlanView:
-    """What `Stage.check` and `Stage.estimate` may ask about the rest of the plan."""
-
-    def __init__(self, planner: _Planner, entry: StageEntry, targets: Mapping[str, Target], data: str) -> None:
-        self._planner = planner
-        self._entry = entry
-        self._targets = targets
-        self.data_name = data
-
-    def where(self, *path: str | int) -> str:
-        """`file:line: key` of an option of this stage."""
-        return self._planner.recipe.source.where((*self._entry.path, *path))
-
-    def problem(self, *path: str | int, found: str, fix: str = "") -> Problem:
-        """A fault at an option of this stage."""
-        return Problem(where=self.where(*path), found=found, fix=fix)
-
-    @property
-    def task(self) -> str:
-        """Task of the stage's data set."""
-        return self._planner.datasets[self.data_name].task
-
-    @property
-    def splits(self) -> Sequence[str]:
-        """Splits of the stage's data set; empty when they cannot be known without the data."""
-        try:
-            return self._planner.datasets[self.data_name].splits()
-        except KdfwError:
-            return ()
-
-    def target(self, name: str) -> Target:
-        """What a reference of this stage points to."""
-        return self._targets[name]
-
-    def model(self, name: str) -> Model | Teacher | None:
-        """The model behind a reference (built, not loaded): itself, or what the stage it names starts from.
-
-        None when the reference names stored scores or candidates.
-        """
-        return self._planner.model_behind(self._targets[name])
-
-    def stage_of(self, name: str) -> Stage | None:
-        """The earlier stage a reference points to, or None for a model or a data set."""
-        target = self._targets[name]
-        return self._planner.built.get(target.name) if target.kind == "stage" else None
-
-    def provides(self, name: str) -> frozenset[str]:
-        """Names of the signals a model or teacher gives; stored scores give `logits`."""
-        model = self.model(name)
-        return frozenset({"logits"}) if model is None else model.provides
-
-    def size(self, name: str) -> str:
-        """A few words on how large something is, when that is known without loading it."""
-        return ""
-
-
 class _Planner:
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, kept: Kept | None) -> None:
         self.recipe = recipe
+        self.kept = kept
         self.problems: list[Problem] = list(recipe.problems)
         self.precision = resolve(recipe.precision, "cuda" if torch.cuda.is_available() else "cpu")
         self.datasets: dict[str, Dataset] = {}
@@ -152,6 +99,8 @@ class _Planner:
         self.latest: dict[str, str] = {}
         self.fingerprints: dict[str, str] = {}
         self.stage_targets: dict[str, Mapping[str, Target]] = {}
+        self.works: dict[str, Workload] = {}
+        self._sizes: dict[str, Sizes] = {}
 
     def plan(self) -> Plan:
         self._build_data_and_models()
@@ -230,6 +179,7 @@ class _Planner:
             ]
         )
         self.fingerprints[entry.name] = value
+        self.works[entry.name] = self._estimate(stage, view, entry.spec.name, value)
         return PlannedStage(
             number=number,
             entry=entry,
@@ -238,8 +188,26 @@ class _Planner:
             data=data,
             fingerprint=value,
             inputs=tuple(dict.fromkeys(inputs)),
-            work="" if self.problems else stage.estimate(view),
+            work=self.works[entry.name],
         )
+
+    def _estimate(self, stage: Stage, view: PlanView, kind: str, fingerprint: str) -> Workload:
+        """The stage's own estimate; what an artifact that is there holds is counted."""
+        if self.problems or self.kept is None:
+            return Workload()
+        work = stage.estimate(view)
+        folder = self.kept.find(kind, fingerprint)
+        if folder is None or not {"candidates", "scores"} & stage.produces:
+            return work
+        counted = counted_lists(folder)
+        return replace(work, amounts={name: counted.get(name, amount) for name, amount in work.amounts.items()})
+
+    def sizes_of(self, name: str) -> Sizes:
+        """How much a data set holds."""
+        assert self.kept is not None
+        if name not in self._sizes:
+            self._sizes[name] = self.datasets[name].sizes(self.kept.cache)
+        return self._sizes[name]
 
     def _data_of(self, stage: Stage, targets: Mapping[str, Target]) -> str:
         named = getattr(stage, "data", None)
@@ -349,6 +317,10 @@ def _plain_retriever(name: str) -> type[Retriever] | None:
     return None if any(option.required for option in options_of(cls).values()) else cls
 
 
-def make_plan(recipe: Recipe) -> Plan:
-    """Resolve and check. Raises ConfigError with every fault; loads no model and reads no data but file hashes."""
-    return _Planner(recipe).plan()
+def make_plan(recipe: Recipe, kept: Kept | None = None) -> Plan:
+    """Resolve and check. Raises ConfigError with every fault; loads no model and reads no data but file hashes.
+
+    Args:
+        kept: where earlier runs have left results; with it the plan says how much work each stage is.
+    """
+    return _Planner(recipe, kept).plan()

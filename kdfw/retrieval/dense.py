@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from kdfw.amounts import Workload
 from kdfw.components import Retriever
 from kdfw.fingerprint import fingerprint
 from kdfw.references import ModelRef
@@ -45,6 +46,13 @@ class Dense(Retriever):
     def fingerprint_parts(self) -> Mapping[str, Any]:
         """Version of faiss where it decides what is found; exact search does not depend on it."""
         return {} if isinstance(self.index, Flat) else {"faiss": _faiss_version()}
+
+    def estimate(self, plan: Any, split: str, depth: int) -> Workload:
+        """Every passage and every query has a vector."""
+        queries, passages = plan.sizes.of(plan.sizes.items, split), plan.sizes.passages
+        work: Workload = plan.encoding(self.model, queries=queries, passages=passages, split=split)
+        stored: Workload = plan.vectors(self.model, queries + passages, np.dtype(self.dtype).itemsize)
+        return work + stored
 
     def search(self, data: RankingData, queries: TextSource, depth: int, context: StageContext) -> Ranking:
         """Exact search: each process searches its share of the corpus. Approximate: its share of the queries."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from kdfw.amounts import Amount, Workload
 from kdfw.components import Model, Stage
 from kdfw.errors import DataError, Problem
 from kdfw.files import write_lines
@@ -54,6 +55,15 @@ class Encode(Stage):
         if isinstance(model, Model) and model.search != "dense":
             fix = "name a bi-encoder"
             yield plan.problem("model", found=f"{self.model!r} does not give each text one vector", fix=fix)
+
+    def estimate(self, plan: Any) -> Workload:
+        """Every text once, and a vector of each on disk."""
+        sizes, none = plan.sizes, Amount(0)
+        queries = sizes.of(sizes.items, self.split) if self.of == "queries" else none
+        passages = sizes.passages if self.of == "passages" else none
+        work: Workload = plan.encoding(self.model, queries=queries, passages=passages, split=self.split)
+        stored: Workload = plan.vectors(self.model, queries + passages, np.dtype(self.dtype).itemsize)
+        return work + stored
 
     def run(self, context: StageContext) -> None:
         """Write `vectors.npy` and `ids.txt`, in the order of the data."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from kdfw.amounts import Workload
 from kdfw.components import Stage
 from kdfw.data.ranking import Ranking
 from kdfw.errors import DataError, Problem
@@ -68,6 +69,11 @@ class Filter(Stage):
             yield plan.problem("scores", found="a condition on a teacher's ranks without scores", fix="name a stage")
         if self.ranks is None and self.score_ranks is None and not self.improves:
             yield plan.problem("ranks", found="no condition", fix="give ranks, score_ranks or improves")
+
+    def estimate(self, plan: Any) -> Workload:
+        """No more than there is to choose from."""
+        queries, candidates = plan.lists(self.of)
+        return Workload(amounts={"queries": queries.at_most(), "candidates": candidates.at_most()})
 
     def run(self, context: StageContext) -> None:
         """Write the lists of the queries that are kept."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from kdfw.amounts import Workload
 from kdfw.components import Retriever
 from kdfw.data.order import ranked
 from kdfw.errors import ConfigError
@@ -47,6 +48,13 @@ class Fusion(Retriever):
         self.k = k
         self.weights = weights or [1.0] * len(retrievers)
         self.depth_each = depth_each
+
+    def estimate(self, plan: Any, split: str, depth: int) -> Workload:
+        """What all of them have to do."""
+        work = Workload()
+        for retriever in self.retrievers:
+            work = work + retriever.estimate(plan, split, self.depth_each or depth)
+        return work
 
     def search(self, data: RankingData, queries: TextSource, depth: int, context: StageContext) -> Ranking:
         """The best `depth` by the sum."""

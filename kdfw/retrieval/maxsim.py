@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
+from kdfw.amounts import Workload
 from kdfw.components import Retriever
 from kdfw.data.order import ranked
 from kdfw.references import ModelRef
@@ -43,6 +44,15 @@ class LateInteraction(Retriever):
         self.first = first
         self.first_depth = first_depth
         self._opened = Opened[TokenVectors]()
+
+    def estimate(self, plan: Any, split: str, depth: int) -> Workload:
+        """Every token of every passage has a vector of two-byte numbers."""
+        sizes = plan.sizes
+        queries = sizes.of(sizes.items, split)
+        work: Workload = plan.encoding(self.model, queries=queries, passages=sizes.passages, split=split)
+        if "tokens" in work.amounts:
+            work = work + plan.vectors(self.model, work.amounts["tokens"], 2)
+        return work if self.first is None else self.first.estimate(plan, split, self.first_depth) + work
 
     def search(self, data: RankingData, queries: TextSource, depth: int, context: StageContext) -> Ranking:
         """Scores are sums over the query's tokens of cosines. A passage without a scored token has score 0."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from kdfw.amounts import Amount, Workload
 from kdfw.components import Retriever, Stage
 from kdfw.data.ranking import Ranking
 from kdfw.errors import DataError, Problem
@@ -169,9 +170,23 @@ class Mine(Stage):
         if self.filter_model is not None and not uses_scores:
             yield plan.problem("filter_model", found="a filter model without a bound or margin", fix="give a margin")
 
-    def estimate(self, plan: Any) -> str:
-        """The depth; numbers of queries are known once the data are read."""
-        return f"queries of {self.split} x {self.depth} passages"
+    def estimate(self, plan: Any) -> Workload:
+        """Every query has its lists; how much of them the rules leave is known once they are there."""
+        sizes, rules = plan.sizes, self.rules
+        queries = sizes.of(sizes.items, self.split)
+        listed = (queries * Amount(self.depth).within(sizes.passages)).at_most()
+        if rules.ranks is not None:
+            listed = listed.within(queries * (rules.ranks[1] - rules.ranks[0] + 1))
+        if rules.limit is not None:
+            listed = listed.within(queries * rules.limit)
+        if not rules.drop_positives:
+            listed = listed + sizes.of(sizes.positives, self.split)
+        work = Workload(amounts={"queries": queries, "passages": sizes.passages, "candidates": listed.at_most()})
+        work = work + self.retriever.estimate(plan, self.split, self.depth)
+        if self.filter_model is not None:
+            pairs = (queries * self.depth).at_most()
+            work = work + plan.scoring(self.filter_model, queries=queries, pairs=pairs, split=self.split)
+        return work
 
     def run(self, context: StageContext) -> None:
         """Write `ranking.*`, and `run.trec` when it is small."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from kdfw.amounts import Workload
 from kdfw.components import Retriever
 from kdfw.context import Workers
 from kdfw.data.order import ranked
@@ -40,6 +41,13 @@ class Rerank(Retriever):
         self.first = first
         self.model = model
         self.depth = depth
+
+    def estimate(self, plan: Any, split: str, depth: int) -> Workload:
+        """The first retriever's work, and the pairs that are scored again."""
+        queries = plan.sizes.of(plan.sizes.items, split)
+        pairs = (queries * self.depth).at_most()
+        scoring: Workload = plan.scoring(self.model, queries=queries, pairs=pairs, split=split)
+        return self.first.estimate(plan, split, self.depth) + scoring
 
     def search(self, data: RankingData, queries: TextSource, depth: int, context: StageContext) -> Ranking:
         """At most `self.depth` passages a query: what was not scored again is left out."""

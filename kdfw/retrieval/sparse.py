@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
+from kdfw.amounts import Workload
 from kdfw.components import Retriever
 from kdfw.fingerprint import fingerprint
 from kdfw.references import ModelRef
@@ -34,6 +35,12 @@ class Sparse(Retriever):
     ) -> None:
         self.model = model
         self._opened = Opened[Postings]()
+
+    def estimate(self, plan: Any, split: str, depth: int) -> Workload:
+        """Every passage and every query is encoded; how many words they keep is known then."""
+        queries, passages = plan.sizes.of(plan.sizes.items, split), plan.sizes.passages
+        work: Workload = plan.encoding(self.model, queries=queries, passages=passages, split=split)
+        return work
 
     def search(self, data: RankingData, queries: TextSource, depth: int, context: StageContext) -> Ranking:
         """Passages that share a weighted term with the query; lists may be shorter than `depth`."""

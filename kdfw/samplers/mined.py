@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from kdfw.amounts import Amount, Sizes
 from kdfw.components import Sampler
 from kdfw.errors import ConfigError
 from kdfw.references import CandidatesRef, ScoresRef
@@ -82,6 +83,10 @@ class ListDraws:
             return self.max_candidates
         total = self.positives + self.negatives
         return total if self.max_candidates is None else min(total, self.max_candidates)
+
+    def expected_items(self, sizes: Sizes, split: str) -> Amount:
+        """Queries with a labelled positive, where one is drawn; some of them may have no candidates."""
+        return sizes.of(sizes.judged if self.positives else sizes.items, split).at_most()
 
 
 class BoundLists:
@@ -242,6 +247,9 @@ class Mined(Sampler):
         self.options.check("mined", len(self.of))
         self.num_candidates = self.options.num_candidates
 
+    def expected_items(self, sizes: Sizes, split: str) -> Amount:
+        return self.options.expected_items(sizes, split)
+
     def bind(self, data: Data, split: str, context: StageContext) -> None:
         ranking = ranking_data(data, split, "mined")
         lists = [context.candidates(name) for name in self.of]
@@ -286,6 +294,9 @@ class Scored(Sampler):
         self.options.check("scored", 1)
         self.num_candidates = self.options.num_candidates
 
+    def expected_items(self, sizes: Sizes, split: str) -> Amount:
+        return self.options.expected_items(sizes, split)
+
     def bind(self, data: Data, split: str, context: StageContext) -> None:
         ranking = ranking_data(data, split, "scored")
         self.bound = BoundLists(self.options, ranking, split, [context.scores(self.of)], scored=True)
@@ -314,6 +325,9 @@ class InBatch(Sampler):
             max_candidates=None,
         )  # fmt: skip
         self.num_candidates = positives if positives_choice != "all" else None
+
+    def expected_items(self, sizes: Sizes, split: str) -> Amount:
+        return self.options.expected_items(sizes, split)
 
     def bind(self, data: Data, split: str, context: StageContext) -> None:
         self.bound = BoundLists(self.options, ranking_data(data, split, "in-batch"), split, [], scored=False)

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from kdfw.amounts import Amount, Sizes
 from kdfw.components import Sampler
 from kdfw.errors import DataError, one_of
 from kdfw.types import Candidate, Clock, Example, Text
@@ -53,6 +54,9 @@ class Pairs(Sampler):
 
         self.rows = rows_of(data, split, PairRows, "pairs")
         self.ids = list(self.rows.ids) * (2 if self.symmetric else 1)
+
+    def expected_items(self, sizes: Sizes, split: str) -> Amount:
+        return sizes.of(sizes.items, split) * (2 if self.symmetric else 1)
 
     def items(self) -> Sequence[str]:
         return self.ids
@@ -115,6 +119,9 @@ class Labelled(Sampler):
         if self.rows.images is None and (self.crop_padding or self.flip):
             context.log.warning("labelled: crop_padding and flip have no effect on texts")
 
+    def expected_items(self, sizes: Sizes, split: str) -> Amount:
+        return sizes.of(sizes.items, split)
+
     def items(self) -> Sequence[str]:
         return self.rows.ids
 
@@ -137,6 +144,9 @@ class Parallel(Sampler):
 
         self.rows = rows_of(data, split, ParallelRows, "parallel")
         self.ids = self.rows.source.ids()
+
+    def expected_items(self, sizes: Sizes, split: str) -> Amount:
+        return sizes.of(sizes.items, split)
 
     def items(self) -> Sequence[str]:
         return self.ids

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kdfw.amounts import Amount, Sizes
 from kdfw.components import Sampler
 from kdfw.errors import DataError
 from kdfw.samplers.judged import Judged, example, ranking_data
@@ -33,6 +34,9 @@ class Triples(Sampler):
             )
         self.triples = self.data.triples[split]
         self.queries = _Ids(self.data.queries[split].ids(), self.triples)
+
+    def expected_items(self, sizes: Sizes, split: str) -> Amount:
+        return sizes.of(sizes.triples, split)
 
     def items(self) -> Sequence[str]:
         return self.queries

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from kdfw.amounts import Amount, Workload
 from kdfw.components import Stage, Teacher
 from kdfw.data.ranking import Ranking
 from kdfw.errors import ConfigError
@@ -166,8 +167,15 @@ class EnsembleOfScores(Stage):
         self.weights = checked_weights(of, weights)
         self.normalise: Normalise = normalise
 
-    def estimate(self, plan: Any) -> str:
-        return f"mean of {len(self.of)}"
+    def estimate(self, plan: Any) -> Workload:
+        """Lists are joined, and nothing is read by a model."""
+        items, candidates = Amount(0), Amount(0)
+        for name in self.of:
+            own, pairs = plan.lists(name)
+            items, candidates = items.larger(own), candidates + pairs
+        if plan.task == "pairs":
+            return Workload(amounts={"pairs": items})
+        return Workload(amounts={"queries": items, "candidates": candidates.at_most()})
 
     def run(self, context: StageContext) -> None:
         if not context.workers.main:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from kdfw.components import Model, Stage
+from kdfw.amounts import Amount, Workload
+from kdfw.components import Model, Stage, Teacher
 from kdfw.data.ranking import Ranking
 from kdfw.errors import DataError, Problem, TrainingError, one_of
 from kdfw.references import CandidatesRef, DataRef, TeacherRef
@@ -104,14 +106,27 @@ class Score(Stage):
             fix = "name the student's model instead; here nothing trains"
             yield plan.problem("teacher", found=f"{self.teacher!r} stands for the student of a training stage", fix=fix)
 
-    def estimate(self, plan: Any) -> str:
+    def estimate(self, plan: Any) -> Workload:
+        """Lists that are joined share some passages, and what the store holds costs nothing: so at most."""
         if plan.task == "pairs":
-            return f"the pairs of {self.split}"
-        sizes = [size for size in (plan.size(name) for name in self.of) if size]
-        cap = f", at most {self.depth} deep" if self.depth else ""
-        return (
-            f"{' + '.join(sizes)}{cap}" if sizes else (f"at most {self.depth} candidates a query" if self.depth else "")
-        )
+            items = plan.sizes.of(plan.sizes.items, self.split)
+            read: Workload = plan.reading(self.teacher, items=items, split=self.split)
+            return Workload(amounts={"pairs": items}) + read
+        queries, pairs = Amount(0), Amount(0)
+        for name in self.of:
+            own, candidates = plan.lists(name)
+            queries = queries.larger(own)
+            pairs = pairs + (candidates if self.depth is None else candidates.within(own * self.depth))
+        if self.include_positives:
+            pairs = pairs + plan.sizes.of(plan.sizes.positives, self.split)
+        work = Workload(amounts={"queries": queries, "candidates": pairs.at_most()})
+        teacher = plan.model(self.teacher)
+        if isinstance(teacher, Model):
+            scoring: Workload = plan.scoring(self.teacher, queries=queries, pairs=pairs.at_most(), split=self.split)
+            return work + scoring
+        if isinstance(teacher, Teacher) and queries.value is not None and pairs.value is not None:
+            return replace(work, note=teacher.expected(int(queries.value), int(pairs.value)))
+        return work
 
     def run(self, context: StageContext) -> None:
         from kdfw.teachers.scoring import PairScorer

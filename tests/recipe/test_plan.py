@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
+from kdfw.amounts import Amount, Sizes, Workload
 from kdfw.components import Dataset, Loss, Method, Model, Schedule, Stage, Teacher
 from kdfw.errors import ConfigError, Problem
 from kdfw.hookspecs import hookimpl
@@ -16,6 +17,7 @@ from kdfw.plugins import Registry, build_registry
 from kdfw.recipe.plan import Plan, make_plan
 from kdfw.recipe.recipe import build
 from kdfw.recipe.source import override, parse
+from kdfw.recipe.view import Kept
 from kdfw.references import CandidatesRef, DataRef, ModelRef, TeacherRef
 from kdfw.types import Needs
 
@@ -29,6 +31,9 @@ class ToyData(Dataset):
 
     def splits(self) -> list[str]:
         return ["train", "test"]
+
+    def sizes(self, cache: Path) -> Sizes:
+        return Sizes(passages=Amount(7))
 
 
 class ToyModel(Model):
@@ -63,8 +68,8 @@ class Mine(Stage):
     def __init__(self, *, depth: Annotated[int, Field(ge=1)] = 10, model: ModelRef | None = None) -> None:
         self.depth = depth
 
-    def estimate(self, plan: Any) -> str:
-        return f"{self.depth} deep"
+    def estimate(self, plan: Any) -> Workload:
+        return Workload(amounts={"candidates": plan.sizes.passages * self.depth})
 
 
 class Train(Stage):
@@ -156,8 +161,8 @@ stages:
 """
 
 
-def plan(text: str, registry: Registry, *settings: str) -> Plan:
-    return make_plan(build(override(parse(text, "r.yaml"), settings), registry))
+def plan(text: str, registry: Registry, *settings: str, kept: Kept | None = None) -> Plan:
+    return make_plan(build(override(parse(text, "r.yaml"), settings), registry), kept)
 
 
 def problems(text: str, registry: Registry) -> list[str]:
@@ -171,8 +176,14 @@ def test_a_plan_knows_order_inputs_and_work(registry: Registry):
     assert [stage.name for stage in made.stages] == ["first", "fit", "second"]
     assert made.stage("fit").inputs == ("first",)
     assert made.stage("second").inputs == ("fit",)
-    assert made.stage("first").work == "5 deep"
+    assert made.stage("first").work == Workload()  # not asked for
     assert made.stage("second").folder == "03-second"
+
+
+def test_a_plan_estimates_when_it_is_told_where_to_look(registry: Registry, tmp_path: Path):
+    made = plan(GOOD, registry, kept=Kept(cache=tmp_path, find=lambda kind, fingerprint: None))
+    assert str(made.stage("first").work) == "35 candidates"
+    assert str(made.stage("fit").work) == ""
 
 
 def test_every_fault_comes_at_once_with_its_line(registry: Registry):

@@ -1,0 +1,151 @@
+"""What a stage may ask about the rest of the plan: references, splits, signals, and how much there is of everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdfw.amounts import UNREAD, Amount, Shape, Sizes, Workload, unknown
+from kdfw.components import Model, Stage, Teacher
+from kdfw.data.ranking import Ranking
+from kdfw.errors import ArtifactError, KdfwError, Problem
+
+if TYPE_CHECKING:
+    from kdfw.recipe.plan import Target, _Planner
+    from kdfw.recipe.recipe import StageEntry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Where earlier runs have left what an estimate may look at."""
+
+    cache: Path
+    find: Callable[[str, str], Path | None]
+    """(stage type, fingerprint) -> folder of the artifact, when there is one."""
+
+
+class PlanView:
+    """What `Stage.check` and `Stage.estimate` may ask about the rest of the plan."""
+
+    def __init__(self, planner: _Planner, entry: StageEntry, targets: Mapping[str, Target], data: str) -> None:
+        self._planner = planner
+        self._entry = entry
+        self._targets = targets
+        self.data_name = data
+
+    def where(self, *path: str | int) -> str:
+        """`file:line: key` of an option of this stage."""
+        return self._planner.recipe.source.where((*self._entry.path, *path))
+
+    def problem(self, *path: str | int, found: str, fix: str = "") -> Problem:
+        """A fault at an option of this stage."""
+        return Problem(where=self.where(*path), found=found, fix=fix)
+
+    @property
+    def task(self) -> str:
+        """Task of the stage's data set."""
+        return self._planner.datasets[self.data_name].task
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """Splits of the stage's data set; empty when they cannot be known without the data."""
+        try:
+            return self._planner.datasets[self.data_name].splits()
+        except KdfwError:
+            return ()
+
+    def target(self, name: str) -> Target:
+        """What a reference of this stage points to."""
+        return self._targets[name]
+
+    def model(self, name: str) -> Model | Teacher | None:
+        """The model behind a reference (built, not loaded): itself, or what the stage it names starts from.
+
+        None when the reference names stored scores, candidates or a retriever.
+        """
+        return self._planner.model_behind(self._targets[name])
+
+    def stage_of(self, name: str) -> Stage | None:
+        """The earlier stage a reference points to, or None for a model or a data set."""
+        target = self._targets[name]
+        return self._planner.built.get(target.name) if target.kind == "stage" else None
+
+    def provides(self, name: str) -> frozenset[str]:
+        """Names of the signals a model or teacher gives; stored scores give `logits`."""
+        model = self.model(name)
+        return frozenset({"logits"}) if model is None else model.provides
+
+    # ------------------------------------------------------------ estimates
+
+    @property
+    def sizes(self) -> Sizes:
+        """How much the stage's data set holds."""
+        return self._planner.sizes_of(self.data_name)
+
+    def lists(self, name: str) -> tuple[Amount, Amount]:
+        """(queries, candidates) of the lists a reference names: counted if they are there, else what was estimated."""
+        target = self._targets[name]
+        if target.kind == "data":
+            rankings = self._planner.sizes_of(target.name).rankings
+            return rankings.get(target.part, (unknown(UNREAD), unknown(UNREAD)))
+        amounts = self._planner.works[target.name].amounts if target.name in self._planner.works else {}
+        later = unknown(f"{target.name} is done")
+        alone = amounts.get("pairs", later)  # of sentences: an item with one candidate
+        return amounts.get("queries", alone), amounts.get("candidates", alone)
+
+    def encoding(self, name: str, *, queries: Amount, passages: Amount, split: str) -> Workload:
+        """What it takes a model to encode the queries of a split and passages, one by one."""
+        shape = self._shape(name)
+        amounts = {"texts encoded": queries + passages}
+        if shape is not None:
+            asked = queries * self.sizes.item_tokens(split, shape.limits.get("query", 512))
+            tokens = asked + passages * self.sizes.passage_tokens(shape.limits.get("passage", 512))
+            amounts |= {"tokens": tokens, "FLOP": tokens * shape.flop_per_token}
+        return Workload(amounts=amounts)
+
+    def scoring(self, name: str, *, queries: Amount, pairs: Amount, split: str) -> Workload:
+        """What it takes a model to score pairs of queries of a split and passages.
+
+        A model with vectors encodes each text once, any other reads every pair.
+        """
+        model = self.model(name)
+        if isinstance(model, Model) and model.search:
+            return self.encoding(name, queries=queries, passages=pairs.within(self.sizes.passages), split=split)
+        amounts = {"pairs read": pairs}
+        shape = self._shape(name)
+        if shape is not None:
+            limit = shape.limits.get("pair", 512)
+            row = self.sizes.item_tokens(split, limit) + self.sizes.passage_tokens(limit)
+            tokens = pairs * row.within(limit)
+            amounts |= {"tokens": tokens, "FLOP": tokens * shape.flop_per_token}
+        return Workload(amounts=amounts)
+
+    def reading(self, name: str, *, items: Amount, split: str) -> Workload:
+        """What it takes a model to read items of a split that are no queries: texts, pairs, sentences."""
+        shape = self._shape(name)
+        if shape is None:
+            return Workload()
+        tokens = items * self.sizes.item_tokens(split, sum(shape.limits.values()) or 512)
+        return Workload(amounts={"tokens": tokens, "FLOP": tokens * shape.flop_per_token})
+
+    def vectors(self, name: str, texts: Amount, bytes_per_number: int = 4) -> Workload:
+        """Disk space of one vector a text."""
+        shape = self._shape(name)
+        if shape is None:
+            return Workload()
+        return Workload(amounts={"bytes of vectors": texts * shape.width * bytes_per_number})
+
+    def _shape(self, name: str) -> Shape | None:
+        model = self.model(name)
+        return model.shape() if isinstance(model, Model) else None
+
+
+def counted_lists(folder: Path) -> dict[str, Amount]:
+    """Queries and candidates of the lists in an artifact; nothing for an artifact without lists."""
+    try:
+        ranking = Ranking.load(folder)
+    except ArtifactError:
+        return {}
+    return {"queries": Amount(len(ranking)), "candidates": Amount(len(ranking.passages))}
