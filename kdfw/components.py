@@ -212,10 +212,11 @@ class DistillationLoss(Loss):
         else:
             total = (self.weighting.weights(student, teachers, batch, clock) * values).sum()
         parts: dict[str, Tensor] = {}
+        share = values.shape[1] / batch.num_items  # of the step: what is logged of its shares is added up
         if isinstance(temperature, Tensor):
-            parts["temperature"] = temperature.detach().mean()
+            parts["temperature"] = share * temperature.detach().mean()
         elif not isinstance(self.temperature, Constant):
-            parts["temperature"] = torch.tensor(float(temperature))
+            parts["temperature"] = torch.tensor(share * temperature)
         return LossTerms(total=total, parts=parts)
 
 

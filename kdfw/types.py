@@ -219,7 +219,10 @@ class Clock:
 
 @dataclass(frozen=True, kw_only=True)
 class LossTerms:
-    """What a loss returns: the scalar to minimise and, for the log, its parts (detached scalars by name)."""
+    """What a loss returns: the scalar to minimise and, for the log, its parts (detached scalars by name).
+
+    Parts of a step computed in shares are added up, so a mean over items divides by `batch.num_items` there, too.
+    """
 
     total: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdfw.amounts import Amount, Workload
-from kdfw.components import Augmenter, Loss, Model, Sampler, Stage, Teacher
+from kdfw.components import Augmenter, Constant, Loss, Model, Sampler, Schedule, Stage, Teacher, Weighting
 from kdfw.context import Workers
 from kdfw.data.sets import scored_texts
 from kdfw.engine import checkpoint
@@ -486,6 +486,7 @@ class Trainer:
         values = self._gradients(batch, clock)
         if not math.isfinite(values["loss"]):
             return self._not_finite(batch, clock, values)
+        values |= self._changing_weights(clock)
         for name in self.models:
             if name not in active:
                 continue
@@ -530,6 +531,14 @@ class Trainer:
             if not isinstance(weight, Tensor) and weight == 0.0:
                 continue
             yield loss.settings.model or STUDENT, _number(weight)
+
+    def _changing_weights(self, clock: Clock) -> dict[str, float]:
+        """Weights of loss terms that follow a schedule, for the log; here, since a step may be computed in shares."""
+        return {
+            f"{self._loss_name(number)}/weight": _number(loss.settings.weight.at(clock))
+            for number, loss in enumerate(self.stage.losses)
+            if not isinstance(loss.settings.weight, Constant)
+        }
 
     def backward(self, batch: Batch, clock: Clock, scale: float = 1.0, part: int = 0) -> dict[str, float]:
         """Put the gradient of the batch's weighted losses into the parameters; returns the loss terms."""
@@ -607,16 +616,17 @@ class Trainer:
                 continue
             terms = loss(student, chosen, batch, clock)
             total = total + weight * terms.total
-            name = loss.settings.name or self._loss_name(number)
+            name = self._loss_name(number)
             values[name] = float(terms.total.detach())
             for part, value in terms.parts.items():
                 values[f"{name}/{part}"] = float(value)
-            if not hasattr(loss.settings.weight, "value"):
-                values[f"{name}/weight"] = _number(weight)
         values["loss"] = float(total.detach())
         return total, values
 
     def _loss_name(self, number: int) -> str:
+        given: str | None = self.stage.losses[number].settings.name
+        if given is not None:
+            return given
         types = [loss.recipe_name or type(loss).__name__ for loss in self.stage.losses]
         name = types[number]
         return name if types.count(name) == 1 else f"{name}-{number}"

@@ -131,5 +131,5 @@ class Filtration(Loss):
         labels = labels_of(student, batch)
         known = labels.clamp(min=0)
         values = filtered(ours, theirs, before, known, self.alpha).masked_fill(labels < 0, 0.0)
-        share = knows_better(theirs, before, known).float().mean()
+        share = knows_better(theirs, before, known).float().sum() / batch.num_items
         return LossTerms(total=values.sum() / batch.num_items, parts={"from_teacher": share})
