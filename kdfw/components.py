@@ -52,6 +52,9 @@ class Schedule(Component):
 
     needs: Needs = Needs()
 
+    def setup(self, student: Model, teachers: Sequence[Model | Teacher]) -> None:
+        """Of a learnable schedule: build what is drawn at random. Called as `Loss.setup`, after the loss's own."""
+
     def __call__(self, clock: Clock) -> float:
         raise NotImplementedError
 
@@ -122,7 +125,10 @@ class Loss(Component, nn.Module):
         raise NotImplementedError
 
     def setup(self, student: Model, teachers: Sequence[Model | Teacher]) -> None:
-        """Build trainable parts whose size depends on the models (projections). Called once, before training."""
+        """Build trainable parts whose size depends on the models, or that are drawn at random (projections).
+
+        Called once, before training, with torch's generator seeded by the stage; never while a plan is made.
+        """
 
     def forward(self, student: Signals, teachers: Sequence[Signals], batch: Batch, clock: Clock) -> LossTerms:
         raise NotImplementedError
@@ -137,6 +143,9 @@ class Weighting(Component, nn.Module):
     @property
     def needs(self) -> Needs:
         return Needs()
+
+    def setup(self, student: Model, teachers: Sequence[Model | Teacher]) -> None:
+        """Build trainable parts. Called as `Loss.setup`, after the loss's own."""
 
     def weights(self, student: Signals, teachers: Sequence[Signals], batch: Batch, clock: Clock) -> Tensor:
         """(K, Q): the loss is the sum of `weights * per_item`. The uniform weighting is 1 / (K * batch.num_items)."""

@@ -336,7 +336,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)  # projections draw their weights
             for loss in stage.losses:
-                loss.setup(self.models[loss.settings.model or STUDENT], self._teachers_of(loss, self._objects()))
+                self._set_up(loss)
         self.losses.to(self.device)
         for module in self._modules.values():
             share_weights(module, self.workers)
@@ -392,6 +392,14 @@ class Trainer:
     def _teachers_of(self, loss: Loss, per_slot: Sequence[Any]) -> list[Any]:
         chosen = loss.settings.teachers
         return list(per_slot) if chosen is None else [per_slot[position] for position in chosen]
+
+    def _set_up(self, loss: Loss) -> None:
+        """The loss's trainable parts, then those of the learnable schedules and weightings inside it."""
+        models = self.models[loss.settings.model or STUDENT], self._teachers_of(loss, self._objects())
+        loss.setup(*models)
+        for part in list(loss.modules()):
+            if isinstance(part, (Schedule, Weighting)):
+                part.setup(*models)
 
     def _needed(self) -> tuple[dict[str, frozenset[str]], list[frozenset[str]]]:
         students = {name: frozenset({"logits"}) for name in self.models}

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kdfw.components import DistillationLoss
 from kdfw.losses.masking import compared, divide, masked_log_softmax
-from kdfw.types import Batch, Signals
+from kdfw.types import Batch, Needs, Signals
 
 
 def offset_kl(
@@ -37,6 +37,12 @@ class InstanceTemperatureKL(DistillationLoss):
     """KL from teacher to student as the instance-wise form of CTKD writes it; meant for `ctkd-instance`."""
 
     paper = "arXiv:2211.16231, released snippet"
+
+    @property
+    def needs(self) -> Needs:
+        own = super().needs
+        # a sentence pair has one score, so no distribution
+        return own if self.signal == "batch_logits" else own | Needs(tasks=own.tasks - {"pairs"})
 
     def per_item(
         self,

@@ -9,8 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdfw.components import Schedule
+from kdfw.components import Model, Schedule, Teacher
 from kdfw.errors import ConfigError
+from kdfw.losses.masking import masked_log_softmax, wide
 from kdfw.types import Clock, Needs, Signals
 from kdfw_plugins.ctkd.curriculum import bounded_temperature, cosine_strength, linear_strength, reverse_gradient
 
@@ -68,13 +69,14 @@ class InstanceTemperature(Schedule, nn.Module):
     """A temperature for each item, from a two-layer network over the probabilities of teacher and student.
 
     The file with the authors' network is not public: inputs, width and activation are a reconstruction (see README).
-    With several teachers their mean probability is read.
+    With several teachers their mean probability is read. An alternative without a finite score has probability 0.
 
     Args:
         alternatives: width of the logits: the number of classes, or of candidates; narrower logits are filled with 0.
         hidden: width of the hidden layer; default: `alternatives`.
     """
 
+    version = 2
     paper = "arXiv:2211.16231, sec. 3 (network reconstructed)"
     needs = Needs(student=frozenset({"logits"}), teacher=frozenset({"logits"}), teachers=(1, None))
 
@@ -91,13 +93,19 @@ class InstanceTemperature(Schedule, nn.Module):
     ) -> None:
         nn.Module.__init__(self)
         self.alternatives = alternatives
+        self.hidden = alternatives if hidden is None else hidden
         self.lowest = lowest
         self.span = span
         self.ramp_epochs = ramp_epochs
         self.curve = curve
         self.strongest = strongest
-        width = alternatives if hidden is None else hidden
-        self.network = nn.Sequential(nn.Linear(2 * alternatives, width), nn.ReLU(), nn.Linear(width, 1))
+        self.network = nn.Sequential()
+
+    def setup(self, student: Model, teachers: Sequence[Model | Teacher]) -> None:
+        """Draw the network's weights."""
+        self.network = nn.Sequential(
+            nn.Linear(2 * self.alternatives, self.hidden), nn.ReLU(), nn.Linear(self.hidden, 1)
+        )
 
     def strength(self, clock: Clock) -> float:
         """c of the running epoch. The clock counts epochs from 0, the method from 1."""
@@ -106,23 +114,25 @@ class InstanceTemperature(Schedule, nn.Module):
     def at(self, clock: Clock, student: Signals | None = None, teachers: Sequence[Signals] = ()) -> Tensor:
         """(Q,) temperatures with a graph to the network, none to the student's logits."""
         assert student is not None and teachers, "an instance temperature is asked for with signals"
-        teacher = torch.stack([self._probabilities(signals) for signals in teachers]).mean(0)
-        raw = self.network(torch.cat([teacher, self._probabilities(student)], dim=-1))[:, 0]
+        assert len(self.network), "the network is drawn in setup"
+        device = self.network[0].weight.device
+        teacher = torch.stack([self._probabilities(signals).to(device) for signals in teachers]).mean(0)
+        raw = self.network(torch.cat([teacher, self._probabilities(student).to(device)], dim=-1))[:, 0]
         return bounded_temperature(reverse_gradient(raw, self.strength(clock)), lowest=self.lowest, span=self.span)
 
     def _probabilities(self, signals: Signals) -> Tensor:
         """(Q, alternatives), constant."""
         logits = signals["logits"].detach()
-        if signals.mask is not None:
-            logits = logits.masked_fill(~signals.mask, torch.finfo(logits.dtype).min)
         room = self.alternatives - logits.shape[-1]
         if room < 0:
             raise ConfigError(
                 f"temperature ctkd-instance: alternatives is {self.alternatives}, the logits have {logits.shape[-1]}; "
                 f"set alternatives: {logits.shape[-1]}"
             )
+        real = logits.isfinite() if signals.mask is None else logits.isfinite() & signals.mask
         weight: Tensor = self.network[0].weight  # type: ignore[assignment]
-        return nn.functional.pad(logits.softmax(-1), (0, room)).to(weight.dtype)
+        probabilities = masked_log_softmax(wide(logits), real).exp()
+        return nn.functional.pad(probabilities, (0, room)).to(weight.dtype)
 
     def __call__(self, clock: Clock) -> float:
         raise TypeError("an instance temperature is a number for each item; use at()")
