@@ -455,6 +455,8 @@ class Stage(Component):
     """Of `model`, `candidates`, `scores`, `data`, `measures`: what later stages may refer to it as."""
     seeded: ClassVar[bool] = False
     """True when the recipe's seed changes the result."""
+    seed_offset: int = 0
+    """Added to the recipe's seed in this stage."""
 
     def check(self, plan: Any) -> Iterator[Problem]:
         """Faults that need more than one option to see: signals a teacher cannot give, a split that is not there.

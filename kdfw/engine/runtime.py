@@ -63,8 +63,8 @@ class Runtime:
         folder = self.artifacts[target.name]
         return folder / "models" / target.part if target.part else folder / "model"
 
-    def load_model(self, target: Target, data: str) -> Model:
-        """Build and load a model, on the device, in eval mode."""
+    def load_model(self, target: Target, data: str, seed: int) -> Model:
+        """Build and load a model, on the device, in eval mode; what it has no weights for is drawn by `seed`."""
         model = self.model_spec(target).build()
         if not isinstance(model, Model):
             raise ConfigError(f"{target.name!r} is a teacher without a model of its own")
@@ -72,7 +72,7 @@ class Runtime:
         model.allow_remote_code = self.trust_remote_code
         model.fit_data(self.data(data))
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.plan.recipe.seed)  # new heads and nets without a base draw their weights
+            torch.manual_seed(seed)  # new heads and nets without a base draw their weights
             model.load(weights)
         model.token_cache = self.store.shared / "tokens"
         return model.to(self.device).eval()
@@ -92,7 +92,7 @@ class Context:
         self.planned = planned
         self.folder = folder
         self.cache = runtime.store.shared
-        self.seed = runtime.plan.recipe.seed
+        self.seed = (runtime.plan.recipe.seed + planned.stage.seed_offset) % 2**32
         self.workers = runtime.workers
         self.device = runtime.device
         self.precision = runtime.precision
@@ -113,7 +113,7 @@ class Context:
 
     def model(self, name: str) -> Model:
         if name not in self._models:
-            self._models[name] = self.runtime.load_model(self.target(name), self.planned.data)
+            self._models[name] = self.runtime.load_model(self.target(name), self.planned.data, self.seed)
         model = self._models[name]
         if not isinstance(model, Model):
             raise ConfigError(f"{name!r} is a source of scores, not a model")

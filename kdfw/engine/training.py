@@ -107,6 +107,9 @@ class Train(Stage):
         patience: Annotated[
             int | None, Field(ge=1, description="stop after this many evaluations without improvement")
         ] = None,
+        seed_offset: Annotated[
+            int, Field(ge=0, lt=2**32, description="added to the recipe's seed: members of an ensemble differ by it")
+        ] = 0,
     ) -> None:
         self.student = student
         self.losses = losses
@@ -124,6 +127,7 @@ class Train(Stage):
         self.dev_pool = dev_pool
         self.dev_every = dev_every
         self.patience = patience
+        self.seed_offset = seed_offset
 
     def trained_models(self) -> dict[str, str]:
         """Name in this stage -> reference, the student first."""
