@@ -33,17 +33,30 @@ def kl_divergence(student: Tensor, teacher: Tensor, mask: Tensor, direction: Dir
     return (log_t.exp() * (log_t - log_s)).sum(-1)
 
 
+def temperature_factor(temperature: float | Tensor, squared: bool | None = None) -> float | Tensor:
+    """What a divergence of scores over `temperature` (a number, () or (Q,)) is multiplied by; its gradient is kept.
+
+    Args:
+        squared: True: temperature**2; False: 1; None: max(1, temperature)**2.
+    """
+    if squared is False:
+        return 1.0
+    if squared is None:
+        temperature = temperature.clamp(min=1.0) if isinstance(temperature, Tensor) else max(1.0, temperature)
+    return temperature**2
+
+
 class KL(DistillationLoss):
     """KL divergence between softened distributions: the classic of distillation, for every task.
 
-    Per item: tau**2 * KL(softmax(teacher / tau) || softmax(student / tau)). For ranking the distribution is over
-    the item's candidates (ListNet's top-one probabilities up to a constant), or over all passages of the step with
+    Per item: f * KL(softmax(teacher / tau) || softmax(student / tau)). For ranking the distribution is over the item's
+    candidates (ListNet's top-one probabilities up to a constant), or over all passages of the step with
     `signal: batch_logits`.
 
-    The factor tau**2 is on by default: without it the gradient shrinks with 1 / tau**2, and every change of the
-    temperature silently changes the term's weight. With separate temperatures it is the student's that is squared,
-    since d/ds = (softmax(s / tau_s) - softmax(t / tau_t)) / tau_s. Turn it off for recipes whose temperature is part
-    of the student's similarity (a cosine over 0.01, as in arXiv:2212.03533).
+    The factor f keeps the gradient's size, which is d/ds = (softmax(s / tau_s) - softmax(t / tau_t)) / tau_s. Above 1 a
+    temperature softens the scores and f is the student's temperature squared (sec. 2). Below 1 it is the scale of a
+    similarity (a cosine over 0.05): the scores proper are s / tau_s, on which the gradient has its size already, and
+    f is 1; squared, 0.05 would make the term 400 times smaller and lose it beside any other.
     """
 
     paper = "arXiv:1503.02531"
@@ -59,8 +72,9 @@ class KL(DistillationLoss):
             Direction, Field(description="forward: KL(teacher || student); reverse: KL(student || teacher)")
         ] = "forward",
         scale_by_temperature: Annotated[
-            bool, Field(description="multiply by the student's temperature squared, which keeps the gradient's size")
-        ] = True,
+            bool | None,
+            Field(description="multiply by the student's temperature squared; default: where it is above 1"),
+        ] = None,
     ) -> None:
         super().__init__(
             temperature=temperature, student_temperature=student_temperature, weighting=weighting, signal=signal
@@ -88,4 +102,4 @@ class KL(DistillationLoss):
         value = kl_divergence(
             divide(ours, student_temperature), divide(theirs, teacher_temperature), mask, self.direction
         )
-        return value * student_temperature**2 if self.scale_by_temperature else value
+        return value * temperature_factor(student_temperature, self.scale_by_temperature)

@@ -20,7 +20,7 @@ from kdfw.losses.bce import binary_cross_entropy
 from kdfw.losses.contrastive import contrastive, likely_positive
 from kdfw.losses.cross_entropy import cross_entropy
 from kdfw.losses.flops import flops
-from kdfw.losses.kl import kl_divergence
+from kdfw.losses.kl import kl_divergence, temperature_factor
 from kdfw.losses.listwise import gains, lambda_loss, lambda_weights, listnet, ranks
 from kdfw.losses.margin_mse import margin_mse, positive_pairs
 from kdfw.losses.masking import scaled
@@ -92,6 +92,27 @@ def test_the_factor_keeps_the_gradient_as_the_temperature_grows() -> None:
 
     assert gradient(50.0) == pytest.approx(gradient(100.0), rel=0.02)
     assert gradient(50.0, scale_by_temperature=False) > 3.9 * gradient(100.0, scale_by_temperature=False)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "squared", "factor"),
+    [(4.0, None, 16.0), (0.05, None, 1.0), (0.05, True, 0.0025), (4.0, False, 1.0), (1.0, None, 1.0)],
+)
+def test_a_temperature_that_scales_a_similarity_does_not_shrink_the_term(
+    temperature: float, squared: bool | None, factor: float
+) -> None:
+    ours, theirs, batch = one_item(row(0.3, 0.1), row(0.2, 0.6), row(1.0, 0.0))
+    unscaled = build("kl", temperature=temperature, scale_by_temperature=False)(ours, [theirs], batch, CLOCK).total
+    loss = build("kl", temperature=temperature, scale_by_temperature=squared)
+    assert loss(ours, [theirs], batch, CLOCK).total.item() == pytest.approx(factor * unscaled.item())
+
+
+def test_the_factor_of_learned_temperatures_has_a_gradient_above_one_only() -> None:
+    learned = torch.tensor([0.5, 2.0], requires_grad=True)
+    factors = temperature_factor(learned)
+    assert isinstance(factors, Tensor) and factors.tolist() == [1.0, 4.0]
+    (gradient,) = torch.autograd.grad(factors.sum(), learned)
+    assert gradient.tolist() == [0.0, 4.0]
 
 
 def test_margin_mse_by_hand() -> None:
