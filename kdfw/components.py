@@ -306,13 +306,12 @@ class Model(Component, nn.Module):
         )
 
     def head(self, features: Tensor) -> Tensor:
-        """(Q, D) what the model's own classifier makes of feature maps (Q, C, height, width), its own or another's.
+        """(Q, D) what the model's last layer makes of `features`, its own or another's: the differentiable end of it.
 
-        Differentiable. Every model whose `features` are maps gives this.
+        Args:
+            features: maps (Q, C, height, width), averaged over places, or vectors (Q, C).
         """
-        raise PluginError(
-            f"{type(self).__module__}.{type(self).__qualname__} has no classifier over feature maps (`head`)"
-        )
+        raise PluginError(f"{type(self).__module__}.{type(self).__qualname__} has no classifier over features (`head`)")
 
     def produce(self, batch: Batch, clock: Clock) -> Batch:
         """A generator's turn: replace inputs of the batch by made-up ones (with a graph). Others change nothing."""

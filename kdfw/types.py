@@ -146,8 +146,9 @@ class Signals:
     """The batch's labels in the shape of `logits`' items: (Q, D) float for ranking, (Q,) long for classes or tokens."""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     """By name. Known names: `query_embeddings` (Q, H), `passage_embeddings` (P, H), `batch_logits` (Q, P) scores of
-    every query against every passage of the step, `hidden` (Q, N, H) or (R, N, H), `features`, `head_logits`
-    (heads, Q, D), `regularizer` (). A granularity or head has its own name with a slash: `logits/passage`."""
+    every query against every passage of the step, `hidden` (Q, N, H), (R, N, H), or (Q, D, N, H) of a cross-encoder,
+    `features` (Q, C, height, width) maps or (Q, C) vectors before the last layer, `head_logits` (heads, Q, D),
+    `regularizer` (). A granularity or head has its own name with a slash: `logits/passage`."""
 
     def __getitem__(self, name: str) -> Tensor:
         """The signal `name`; KeyError with the names that exist, which means that a `Needs` declaration is missing."""

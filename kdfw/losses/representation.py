@@ -164,9 +164,9 @@ class EmbeddingMSE(Loss):
 class HiddenMSE(Loss):
     """Distance between hidden states of paired layers (arXiv:1908.09355, arXiv:1909.10351).
 
-    The signal is (rows, N, H): one vector for each row and layer, the embedding output not counted. Rows are those
-    that the models compute (distinct queries and passages), so both models must read the same texts one by one; the
-    value is the mean over rows and pairs. With `projection: true` one linear map for each teacher, shared by its
+    The signal is (rows, N, H), or (Q, D, N, H) of a cross-encoder: one vector for each row and layer, the embedding
+    output not counted. Both models must read the same texts; the value is the mean over pairs of layers and rows, of a
+    cross-encoder over its real candidates. With `projection: true` one linear map for each teacher, shared by its
     layers, takes the student's width to the teacher's.
     """
 
@@ -212,13 +212,16 @@ class HiddenMSE(Loss):
         values = []
         for number, teacher in enumerate(teachers):
             ours, theirs = wide(student[self.signal]), wide(teacher[self.signal]).detach()
-            pairs = layer_pairs(self.layers, ours.shape[1], theirs.shape[1])
-            ours = ours[:, [a for a, _ in pairs]]
-            theirs = theirs[:, [b for _, b in pairs]]
+            pairs = layer_pairs(self.layers, ours.shape[-2], theirs.shape[-2])
+            ours = ours[..., [a for a, _ in pairs], :]
+            theirs = theirs[..., [b for _, b in pairs], :]
             if self.projection:
                 ours = self.projections[number](ours)
             check_shapes(ours, theirs, self.signal)
             if self.normalise:
                 ours, theirs = nn.functional.normalize(ours, dim=-1), nn.functional.normalize(theirs, dim=-1)
-            values.append(distance(ours, theirs, self.distance).mean())
+            apart = distance(ours, theirs, self.distance).mean(-1)
+            if apart.dim() == 2 and batch.mask is not None:
+                apart = apart[batch.mask.to(apart.device)]
+            values.append(apart.mean())
         return LossTerms(total=torch.stack(values).mean())

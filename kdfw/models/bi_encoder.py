@@ -177,6 +177,16 @@ class BiEncoder(TextModel):
             parts.append(("Normalize", normalize))
         return parts
 
+    def width(self, signal: str) -> int:
+        """Of embeddings and hidden states."""
+        transformer: Any = next(iter(self.encoders.values()))
+        hidden = int(transformer.config.hidden_size)
+        if signal in ("query_hidden", "passage_hidden"):
+            return hidden
+        if signal in ("query_embeddings", "passage_embeddings"):
+            return self.projection or hidden
+        return super().width(signal)
+
     # ------------------------------------------------------------ the forward road
 
     def rows(self, batch: Batch, need: frozenset[str]) -> list[RowGroup]:

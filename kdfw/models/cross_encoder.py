@@ -105,6 +105,10 @@ class CrossEncoder(TextModel):
         )
         checkpoint.save_description(self, folder)
 
+    def width(self, signal: str) -> int:
+        """Of hidden states."""
+        return int(self.classifier.config.hidden_size) if signal == "hidden" else super().width(signal)
+
     # ------------------------------------------------------------ the forward road
 
     def rows(self, batch: Batch, need: frozenset[str]) -> list[RowGroup]:

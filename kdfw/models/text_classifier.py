@@ -18,8 +18,12 @@ from kdfw.types import Batch, Signals
 
 
 class TextClassifier(TextModel):
-    """A pretrained transformer with a classification head (arXiv:1810.04805, sec. 4.1)."""
+    """A pretrained transformer with a classification head (arXiv:1810.04805, sec. 4.1).
 
+    Its `features` are what the last layer of the head reads.
+    """
+
+    version = 2
     paper = "arXiv:1810.04805"
     provides: ClassVar[frozenset[str]] = frozenset({"logits", "features", "hidden"})
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
@@ -87,6 +91,27 @@ class TextClassifier(TextModel):
         self.save_tokenizer(folder, self.max_tokens)
         checkpoint.save_description(self, folder)
 
+    @property
+    def output(self) -> nn.Linear:
+        """The layer that gives the logits: the last linear one with an output for each class."""
+        layers = [layer for layer in self.classifier.modules() if isinstance(layer, nn.Linear)]
+        found = [layer for layer in layers if layer.out_features == len(self.classes)]
+        if not found:
+            raise ConfigError(f"base: no linear layer of {self.base!r} gives the {len(self.classes)} logits")
+        return found[-1]
+
+    def width(self, signal: str) -> int:
+        """Of hidden states and features."""
+        if signal == "features":
+            return self.output.in_features
+        config: Any = self.classifier.config
+        return int(config.hidden_size) if signal == "hidden" else super().width(signal)
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits from features (Q, C), or from maps (Q, C, h, w) after averaging: the last layer, differentiable."""
+        logits: Tensor = self.output(features if features.dim() == 2 else features.mean((2, 3)))
+        return logits
+
     # ------------------------------------------------------------ the forward road
 
     def rows(self, batch: Batch, need: frozenset[str]) -> list[RowGroup]:
@@ -94,11 +119,20 @@ class TextClassifier(TextModel):
         return [self.single_group("text", texts, "", self.max_tokens)]
 
     def encode(self, micro: MicroBatch, need: frozenset[str]) -> dict[str, Tensor]:
-        wanted = bool(need & {"hidden", "features"})
-        output = run_transformer(self.classifier, micro, wanted)
-        found = {"logits": output.logits}
+        read: list[Tensor] = []
+        hook = None
         if "features" in need:
-            found["features"] = output.hidden_states[-1][:, 0]
+            hook = self.output.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+        try:
+            output = run_transformer(self.classifier, micro, "hidden" in need)
+        finally:
+            if hook is not None:
+                hook.remove()
+        found = {"logits": output.logits}
+        if read:
+            if read[0].dim() != 2:
+                raise ConfigError(f"base: {self.base!r} classifies token by token; it has no features of a text")
+            found["features"] = read[0]
         if "hidden" in need:
             found["hidden"] = first_states(output)
         return found

@@ -483,6 +483,18 @@ def test_hidden_mse_by_hand() -> None:
     assert step.run(loss).total.item() == pytest.approx(expected.item())
 
 
+def test_hidden_states_of_a_cross_encoder_are_compared_layer_by_layer_over_real_candidates() -> None:
+    step = ranking_step(4)
+    mask = step.batch.mask
+    assert mask is not None
+    ours, theirs = (torch.randn(*mask.shape, layers, H, dtype=torch.float64) for layers in (2, LAYERS))
+    step.student["hidden"], step.teacher["hidden"] = ours, theirs
+    loss = build("hidden-mse", layers="last")
+    assert step.run(loss).total.item() == pytest.approx(((ours - theirs[:, :, -2:]) ** 2)[mask].mean().item())
+    ours[~mask] = 1e6
+    assert step.run(loss).total.item() < 10
+
+
 # ---------------------------------------------------------------- sentence-transformers
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kdfw.components import Model
-from kdfw.errors import ArtifactError, ConfigError, DataError, MissingDependencyError
+from kdfw.errors import ArtifactError, ConfigError, DataError, MissingDependencyError, PluginError
 from kdfw.models import STUDENTS, checkpoint
 from kdfw.models.checkpoint import load_model
 from kdfw.models.forward import encode_texts, signals_of
@@ -199,6 +199,30 @@ def test_hidden_states_are_those_of_the_first_token(build: Build, ranking_batch:
     assert signals_of(cross, batch, cross.provides)["hidden"].shape == (3, 3, 4, 32)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("bi-encoder", {"layers": 2}),
+        ("bi-encoder", {"projection": 8, "towers": "two"}),
+        ("cross-encoder", {}),
+        ("text-classifier", {}),
+        ("image-classifier", {"net": "resnet8"}),
+    ],
+)
+def test_widths_are_those_of_the_signals(
+    name: str, options: dict[str, Any], build: Build, ranking_batch: Batch
+) -> None:
+    model, batch = build(name, ranking_batch, **options)
+    found = signals_of(model, batch, model.provides)
+    signals = sorted(model.provides - {"logits", "batch_logits"})
+    assert signals
+    for signal in signals:
+        values = found[signal]
+        assert model.width(signal) == values.shape[1 if values.dim() == 4 and signal == "features" else -1], signal
+    with pytest.raises(PluginError, match="width of 'logits'"):
+        model.width("logits")
+
+
 def test_repeated_texts_and_pairs_are_computed_once(build: Build, ranking_batch: Batch) -> None:
     model, batch = build("bi-encoder", ranking_batch)
     assert [len(group) for group in model.rows(batch, frozenset())] == [2, 5]
@@ -259,6 +283,15 @@ def test_the_head_of_an_image_net_is_its_classifier(build: Build, ranking_batch:
     head: Any = model.head
     assert torch.allclose(head(found["features"]), found["logits"], atol=1e-6)
     assert torch.allclose(head(found["features"].mean((2, 3))), found["logits"], atol=1e-6)
+
+
+def test_the_head_of_a_text_classifier_is_its_last_layer(build: Build, ranking_batch: Batch) -> None:
+    model, batch = build("text-classifier", ranking_batch)
+    found = signals_of(model, batch, model.provides)
+    assert torch.allclose(model.head(found["features"]), found["logits"], atol=1e-6)
+    assert torch.allclose(model.head(found["features"][:, :, None, None]), found["logits"], atol=1e-6)
+    plain = signals_of(model, batch, frozenset({"logits"}))
+    assert "features" not in plain and plain.logits is not None and torch.equal(plain.logits, found["logits"])
 
 
 @pytest.mark.parametrize(
