@@ -18,16 +18,16 @@ def label_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor | None = No
 
     Args:
         logits: (..., Q, D).
-        labels: (Q,) long, or (Q, D) soft labels or relevance grades, taken as a distribution over the alternatives.
-        mask: (Q, D) bool, True where the alternative is real.
-    Returns: (..., Q) in nats.
+        labels: (Q,) long, negative where unknown; or (Q, D) soft labels or relevance grades, taken as a distribution
+            over the alternatives.
+        mask: (..., Q, D) bool, True where there is a score; a label elsewhere costs about 1e38 nats.
+    Returns: (..., Q) in nats; 0 for an item without a label.
     """
     log_p = logits.log_softmax(-1) if mask is None else masked_log_softmax(logits, mask)
     if labels.dim() == 1:
-        return -log_p.gather(-1, labels.expand(log_p.shape[:-1])[..., None])[..., 0]
+        picked = log_p.gather(-1, labels.clamp(min=0).expand(log_p.shape[:-1])[..., None])[..., 0]
+        return -torch.where(labels >= 0, picked, torch.zeros_like(picked))
     shares = labels.to(log_p.dtype).clamp_min(0.0)
-    if mask is not None:
-        shares = shares.masked_fill(~mask, 0.0)
     total = shares.sum(-1, keepdim=True)
     terms = shares / torch.where(total > 0, total, torch.ones_like(total)) * log_p
     return -terms.masked_fill(shares == 0, 0.0).sum(-1)
@@ -47,7 +47,7 @@ class ConfidenceWeighting(Weighting):
     """Weights of teachers by their cross-entropy with the label, for any distillation loss.
 
     In ranking the label of an item is its relevance grades as a distribution over the candidates; an item without any
-    relevant candidate weighs all teachers alike.
+    relevant candidate weighs all teachers alike. A teacher without a score for the relevant ones counts nothing there.
 
     Args:
         scale: `released` divides by the number of teachers on top of weights that sum to one, as the authors' code
@@ -71,8 +71,15 @@ class ConfidenceWeighting(Weighting):
 
     def weights(self, student: Signals, teachers: Sequence[Signals], batch: Batch, clock: Clock) -> Tensor:
         """(K, Q), without gradient."""
-        labels, mask = labels_of(student, batch), student.mask
-        scores = [wide(teacher["logits"]).detach().to(labels.device) for teacher in teachers]
-        losses = torch.stack([label_cross_entropy(logits, labels, mask) for logits in scores])
-        shares = confidence_weights(losses) / batch.num_items
+        labels, real = labels_of(student, batch), student.mask
+        if labels.dim() == 2 and real is not None:
+            labels = labels.masked_fill(~real, 0)
+        losses = []
+        for teacher in teachers:
+            logits = wide(teacher["logits"]).detach().to(labels.device)
+            scored = logits.isfinite()
+            for mask in (real, teacher.mask):
+                scored = scored if mask is None else scored & mask.to(scored.device)
+            losses.append(label_cross_entropy(logits, labels, scored))
+        shares = confidence_weights(torch.stack(losses)) / batch.num_items
         return shares / len(teachers) if self.scale == "released" else shares
