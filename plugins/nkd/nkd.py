@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdfw.components import DistillationLoss, Schedule, Weighting
+from kdfw.errors import TrainingError
 from kdfw.losses.masking import compared, divide, labels_of, masked_log_softmax
 from kdfw.types import Batch, Needs, Signals
 
@@ -66,7 +67,8 @@ def non_target_term(
 class NKD(DistillationLoss):
     """Normalised knowledge distillation; added to the task loss, it does not replace it.
 
-    The temperature applies to the non-target term only. In ranking the target is the first of the most relevant
+    The temperature applies to the non-target term only; the target term compares probabilities at temperature 1, so a
+    student whose scores are cosines needs `scale: 20` or so. In ranking the target is the first of the most relevant
     candidates, and a query without a relevant one adds nothing.
 
     Args:
@@ -103,7 +105,16 @@ class NKD(DistillationLoss):
         student_temperature: float | Tensor,
     ) -> Tensor:
         ours, theirs, mask = compared(student, teacher, self.signal, batch)
-        target, known = target_class(labels_of(student, batch))
+        labels = labels_of(student, batch)
+        target, known = target_class(labels)
+        if self.signal == "batch_logits":  # its columns are the passages of the step
+            assert batch.candidates is not None
+            target = batch.candidates.to(target.device).gather(1, target[:, None])[:, 0]
+        elif labels.dim() == 2 and labels.shape != ours.shape:
+            raise TrainingError(
+                f"loss nkd: labels of shape {tuple(labels.shape)} for the signal {self.signal!r} of shape "
+                f"{tuple(ours.shape)}; it needs a signal over the labelled alternatives"
+            )
         others = non_target_term(ours, theirs, mask, target, teacher_temperature)
         values = target_term(ours, theirs, mask, target) + self.gamma * teacher_temperature**2 * others
         return torch.where(known & mask.any(-1), values, torch.zeros_like(values))
