@@ -31,7 +31,9 @@ from kdfw.engine import checkpoint
 from kdfw.engine.dev import DevEvaluation
 from kdfw.engine.feed import Feed
 from kdfw.engine.optim import make_optimizer, set_rate
-from kdfw.engine.runtime import append_line, keep_lines
+from kdfw.engine.probe import FILE as PROBE
+from kdfw.engine.probe import load_probe, probe_before, save_probe, student_scores, why_not
+from kdfw.engine.runtime import keep_lines
 from kdfw.engine.settings import TrainSettings
 from kdfw.errors import ConfigError, Problem, TrainingError, one_of
 from kdfw.files import write_json
@@ -132,6 +134,13 @@ class Train(Stage):
     def trained_models(self) -> dict[str, str]:
         """Name in this stage -> reference, the student first."""
         return {STUDENT: self.student, **self.also_train}
+
+    @property
+    def loss_names(self) -> list[str]:
+        """Name of each loss in logs: as given, or its type, numbered where a type comes twice."""
+        types = [loss.recipe_name or type(loss).__name__ for loss in self.losses]
+        numbered = [name if types.count(name) == 1 else f"{name}-{number}" for number, name in enumerate(types)]
+        return [loss.settings.name or name for loss, name in zip(self.losses, numbered, strict=True)]
 
     def sampler_of(self, task: str) -> Sampler:
         """The sampler of the recipe, or the task's own."""
@@ -439,6 +448,8 @@ class Trainer:
             keep_lines(folder / "metrics.jsonl", lambda line: line["step"] <= start)
         saved_at = began = time.monotonic()
         finished = bool(state.get("stopped_early"))
+        if start == 0 and not why_not(self.stage, self.models[STUDENT]):
+            self._probe_before()
         with (
             numerics(self.settings.precision, self.device) as arithmetic,
             self._clean_stop(),
@@ -476,6 +487,7 @@ class Trainer:
                         context.log.info("no improvement on %s for %d evaluations: stopped", self.stage.dev, waited)
                         break
         self._write_models()
+        self._probe_after()
         seconds = time.monotonic() - began
         context.summary(
             {
@@ -636,12 +648,7 @@ class Trainer:
         return total, values
 
     def _loss_name(self, number: int) -> str:
-        given: str | None = self.stage.losses[number].settings.name
-        if given is not None:
-            return given
-        types = [loss.recipe_name or type(loss).__name__ for loss in self.stage.losses]
-        name = types[number]
-        return name if types.count(name) == 1 else f"{name}-{number}"
+        return self.stage.loss_names[number]
 
     def _teacher_signals(
         self, number: int, batch: Batch, signals: Mapping[str, Signals], alone: bool = False
@@ -770,8 +777,26 @@ class Trainer:
                 target = self.context.folder / ("model" if name == STUDENT else f"models/{name}")
                 target.mkdir(parents=True, exist_ok=True)
                 model.save(target)
-                append_line(self.context.folder / "models.jsonl", {"name": name, "folder": target.name})
         self.workers.barrier()
+
+    def _probe_before(self) -> None:
+        """Keep what the losses will see of a few items (`kdfw/engine/probe.py`)."""
+        with numerics(self.settings.precision, self.device):
+            probe = probe_before(self)
+        if self.workers.main:
+            save_probe(probe, self.context.folder)
+        self.workers.barrier()
+
+    def _probe_after(self) -> None:
+        """The same items with the model as it is kept."""
+        folder = self.context.folder
+        if not from_main((folder / PROBE).exists(), self.workers):
+            return
+        with numerics(self.settings.precision, self.device):
+            after = student_scores(self)
+        probe = load_probe(folder) if self.workers.main else None
+        if probe is not None:
+            save_probe(replace(probe, after=after), folder)
 
     @contextlib.contextmanager
     def _clean_stop(self) -> Iterator[None]:
