@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import struct
@@ -78,6 +79,8 @@ def write_ranking(root: Path, cache: Path) -> None:
             write_lines(root / "scifact" / "beir" / "qrels" / f"{split}.tsv", lines)
     for name in ("msmarco-passage", "msmarco-passage-tiny"):
         write_lines(root / name / "collection.tsv", [f"{id}\t{' '.join(text.split())}" for id, text in corpus])
+    triples = "".join(f"{q}\t{p}\t{corpus[0][0]}\n" for q, grades in data.qrels["train"].items() for p in grades)
+    (root / "msmarco-passage" / "qidpidtriples.train.full.2.tsv.gz").write_bytes(gzip.compress(triples.encode()))
     passages = [json.dumps({"_id": id, "title": "", "text": text}) for id, text in corpus]
     write_lines(root / "scifact" / "beir" / "corpus.jsonl", passages)
     write_lines(root / "scifact" / "beir" / "queries.jsonl", beir)
