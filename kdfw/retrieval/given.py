@@ -126,7 +126,8 @@ def sample_negatives(triples: np.ndarray, depth: int, block: int = BLOCK_TRIPLES
 def _noise(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(n,) uint64: a fixed random number for each pair (the mixing of splitmix64)."""
     with np.errstate(over="ignore"):
-        mixed: np.ndarray = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + others.astype(np.uint64)
+        mixed = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + others.astype(np.uint64)
         for multiplier in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
             mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(multiplier)
-        return mixed ^ (mixed >> np.uint64(31))
+        noise: np.ndarray = mixed ^ (mixed >> np.uint64(31))
+    return noise
