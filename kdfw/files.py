@@ -40,6 +40,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     sync_folder(path.parent)
 
 
+def clear_leftovers(folder: Path, *, below: bool = True) -> None:
+    """Remove what `replacing` left in a folder (and below it) when it was killed. Nobody may be writing there."""
+    for path in list(folder.rglob(".*.tmp") if below else folder.glob(".*.tmp")):
+        path.unlink(missing_ok=True)
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a whole file by `replacing`. Raises: ArtifactError when it cannot be written."""
     write_lines(path, [content], pack=False)

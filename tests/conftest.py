@@ -17,6 +17,14 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny models and data, and a recipe through every stage kind (`whole_runs`). Read-only for tests."""
+    from whole_runs import write_workspace
+
+    return write_workspace(tmp_path_factory.mktemp("workspace"))
+
+
+@pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder with the real data sets; tests that need one skip where it is absent."""
     root = Path(os.environ.get("KDFW_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -67,28 +67,19 @@ class ArtifactStore:
             fault = None if folder in self._verified or not verify else self._fault(folder, fingerprint)
             if fault is None:
                 self._verified |= {folder} if verify else set()
-                manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-                return Artifact(
-                    folder=folder,
-                    kind=kind,
-                    fingerprint=fingerprint,
-                    summary=manifest["summary"],
-                    seconds=float(manifest.get("seconds", 0.0)),
-                )
+                return read_artifact(folder)
             log.warning("%s: %s; it will be made again", folder, fault)
             if root == self.writable:
-                aside = root / "damaged" / f"{folder.name}-{time.time_ns()}"
-                aside.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(folder, aside)
+                _move(folder, root / "damaged")
         return None
 
     def set_aside(self, kind: str, fingerprint: str) -> None:
-        """Move an artifact out of the way, undeleted, so that it is made again."""
-        folder = self.writable / "artifacts" / _name(kind, fingerprint)
-        if folder.exists():
-            aside = self.writable / "replaced" / f"{folder.name}-{time.time_ns()}"
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(folder, aside)
+        """Move an artifact, or what an interrupted try at it has left, out of the way, undeleted: it is made anew."""
+        with self.locked(kind, fingerprint):
+            for place in ("artifacts", "work"):
+                folder = self.writable / place / _name(kind, fingerprint)
+                if folder.exists():
+                    _move(folder, self.writable / "replaced")
 
     @contextlib.contextmanager
     def locked(self, kind: str, fingerprint: str) -> Iterator[None]:
@@ -160,6 +151,27 @@ class ArtifactStore:
             if file_digest(path) != digest:
                 return f"{name} has another checksum than when it was written"
         return None
+
+
+def read_artifact(folder: Path) -> Artifact | None:
+    """What the manifest of a folder says, without looking at its files; None when there is no manifest."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return Artifact(
+            folder=folder,
+            kind=found["kind"],
+            fingerprint=found["fingerprint"],
+            summary=found["summary"],
+            seconds=float(found["seconds"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _move(folder: Path, into: Path) -> None:
+    """Keep a folder under another name."""
+    into.mkdir(parents=True, exist_ok=True)
+    os.replace(folder, into / f"{folder.name}-{time.time_ns()}")
 
 
 def _name(kind: str, fingerprint: str) -> str:

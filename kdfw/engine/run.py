@@ -7,24 +7,26 @@ import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from kdfw import __version__
 from kdfw import fingerprint as fingerprints
 from kdfw.context import Workers
-from kdfw.engine.artifacts import MANIFEST, Artifact, ArtifactStore
+from kdfw.engine.artifacts import MANIFEST, Artifact, ArtifactStore, read_artifact
 from kdfw.engine.cards import write_cards
 from kdfw.engine.runtime import Context, Runtime
 from kdfw.errors import ArtifactError
-from kdfw.files import files_below, link_or_copy, naming_full_disk, write_atomic, write_json
+from kdfw.files import clear_leftovers, files_below, link_or_copy, naming_full_disk, write_atomic, write_json
 from kdfw.fingerprint import file_digest
 from kdfw.models.precision import numerics
 from kdfw.plugins import registry
@@ -36,6 +38,8 @@ from kdfw.report import write_report
 log = logging.getLogger("kdfw")
 PATIENCE_SECONDS = 60.0
 """How long a process waits to see what the main process has written."""
+LOCK, HOLDER = ".lock", ".holder"
+"""In a run folder: what the process that works in it has locked, and who that is."""
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "faiss-cpu", "bm25s", "ranx", "tokenizers")
 
 
@@ -80,25 +84,33 @@ def run_plan(
     import torch
 
     workers = workers or Workers()
-    if fresh and workers.main and (out / "manifest.json").exists():
-        aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-        os.replace(out, aside)
-        log.info("the earlier run is kept as %s", aside)
-    barrier(workers)
-    store = ArtifactStore(cache or default_cache(out), fallback=out / "cache")
-    if fresh and workers.main:
-        for planned in plan.stages:
-            store.set_aside(planned.kind, planned.fingerprint)
-    runtime = Runtime(
-        plan=plan,
-        precision=plan.precision,
-        out=out,
-        store=store,
-        workers=workers,
-        device=device or torch.device("cpu"),
-        offline=offline,
-        trust_remote_code=trust_remote_code,
-    )
+    if fresh:
+        with _holding(out, workers):
+            if workers.main:
+                _set_aside(out)
+    with _holding(out, workers):
+        store = ArtifactStore(cache or default_cache(out), fallback=out / "cache")
+        runtime = Runtime(
+            plan=plan,
+            precision=plan.precision,
+            out=out,
+            store=store,
+            workers=workers,
+            device=device or torch.device("cpu"),
+            offline=offline,
+            trust_remote_code=trust_remote_code,
+        )
+        if workers.main:
+            for planned in plan.stages if fresh else ():
+                store.set_aside(planned.kind, planned.fingerprint)
+            clear_leftovers(out, below=False)
+            clear_leftovers(out / "stages")
+        return _run_stages(runtime)
+
+
+def _run_stages(runtime: Runtime) -> RunResult:
+    """Every stage of the plan, then the report. The run folder is ours."""
+    plan, out, store, workers = runtime.plan, runtime.out, runtime.store, runtime.workers
     before = _finished(out, plan)
     if workers.main:
         _write_recipe(out, plan)
@@ -107,12 +119,18 @@ def run_plan(
     records: list[dict[str, Any]] = []
     worked = False
     for planned in plan.stages:
+        place = stages[planned.name] = out / "stages" / planned.folder
         with naming_full_disk(planned.folder, store.writable):
-            artifact, cached = _stage(runtime, planned, out)
+            artifact, cached = do_stage(runtime, planned)
+        if workers.main:
+            with naming_full_disk(planned.folder, out):
+                _materialise(artifact, place)
+        barrier(workers)
+        # later stages read the run folder, which is nobody else's: what happens to a shared cache cannot touch them
+        artifact = _appears(lambda place=place: read_artifact(place), planned, place)  # type: ignore[misc]
         worked |= not cached
-        runtime.artifacts[planned.name] = artifact.folder
+        runtime.artifacts[planned.name] = place
         summaries[planned.name] = artifact.summary
-        stages[planned.name] = out / "stages" / planned.folder
         records.append(
             {
                 "name": planned.name,
@@ -123,11 +141,8 @@ def run_plan(
                 "summary": dict(artifact.summary),
             }
         )
-        if workers.main:
-            with naming_full_disk(planned.folder, out):
-                _materialise(artifact, stages[planned.name])
-            if worked or not before:
-                _write_manifest(out, runtime, records, finished=False)
+        if workers.main and (worked or not before):
+            _write_manifest(out, runtime, records, finished=False)
     report = None
     if workers.main:
         if not (before and not worked):
@@ -139,7 +154,57 @@ def run_plan(
     return RunResult(folder=out, stages=stages, summaries=summaries, nothing_to_do=before and not worked, report=report)
 
 
-def _stage(runtime: Runtime, planned: PlannedStage, out: Path) -> tuple[Artifact, bool]:
+@contextlib.contextmanager
+def _holding(out: Path, workers: Workers) -> Iterator[None]:
+    """Work in a run folder, alone. It is made when it is not there.
+
+    Raises: ArtifactError on every process when another run works in it, or when it cannot be written.
+    """
+    lock = FileLock(out / LOCK)
+    refused = _refused(out, lock) if workers.main else None
+    if refused := from_main(refused, workers):
+        raise ArtifactError(refused)
+    try:
+        yield
+    finally:
+        if workers.main:
+            (out / HOLDER).unlink(missing_ok=True)
+            lock.release()
+
+
+def _refused(out: Path, lock: FileLock) -> str | None:
+    """Take the lock of a run folder; what to say when that cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        (out / HOLDER).write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+    except Timeout:
+        try:
+            who = (out / HOLDER).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):  # it ends, or begins, just now
+            who = "another process"
+        return f"{out}: {who} is running in this folder; wait until it is done, or choose another folder with --out"
+    except OSError as error:
+        lock.release()
+        reason = error.strerror or error
+        return f"{out}: cannot be written: {reason}; free some space, or choose another folder with --out"
+    return None
+
+
+def _set_aside(out: Path) -> None:
+    """Move an earlier run out of the way, undeleted."""
+    if not (out / "plan.json").exists():
+        return
+    aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}+")
+    os.replace(out, aside)
+    for name in (LOCK, HOLDER):
+        (aside / name).unlink(missing_ok=True)
+    log.info("the earlier run is kept as %s", aside)
+
+
+def do_stage(runtime: Runtime, planned: PlannedStage) -> tuple[Artifact, bool]:
     """The stage's artifact, and whether it was there already."""
     store, workers = runtime.store, runtime.workers
     found = _found(runtime, planned)
@@ -151,35 +216,23 @@ def _stage(runtime: Runtime, planned: PlannedStage, out: Path) -> tuple[Artifact
         if found is not None:
             log.info("%s: made by another run meanwhile", planned.folder)
             return found, True
-        return _work(runtime, planned)
+        return _work(runtime, planned), False
 
 
 def _found(runtime: Runtime, planned: PlannedStage) -> Artifact | None:
     """The artifact if it is there: the main process looks, and verifies it, for all."""
-    store, workers = runtime.store, runtime.workers
-    found = store.find(planned.kind, planned.fingerprint) if workers.main else None
-    if not from_main(found is not None, workers):
+    found = runtime.store.find(planned.kind, planned.fingerprint) if runtime.workers.main else None
+    if not from_main(found is not None, runtime.workers):
         return None
-    return found or _made_by_main(store, planned)
+    return found or _in_cache(runtime, planned)
 
 
-def _made_by_main(store: ArtifactStore, planned: PlannedStage) -> Artifact:
-    """An artifact that the main process has seen; network file systems may show it to others a little later."""
-    began = time.monotonic()
-    while (found := store.find(planned.kind, planned.fingerprint, verify=False)) is None:
-        if time.monotonic() - began > PATIENCE_SECONDS:
-            raise ArtifactError(
-                f"{planned.folder}: written by the main process, and not to be seen from this one in {store.writable}; "
-                "the cache must be in a folder that all machines of a run share"
-            )
-        time.sleep(0.1)
-    return found
-
-
-def _work(runtime: Runtime, planned: PlannedStage) -> tuple[Artifact, bool]:
+def _work(runtime: Runtime, planned: PlannedStage) -> Artifact:
     store, workers = runtime.store, runtime.workers
     log.info("%s: %s", planned.folder, planned.kind)
     folder = store.work_folder(planned.kind, planned.fingerprint)
+    if workers.main:
+        clear_leftovers(folder)
     context = Context(runtime, planned, folder)
     began = time.monotonic()
     try:
@@ -188,12 +241,30 @@ def _work(runtime: Runtime, planned: PlannedStage) -> tuple[Artifact, bool]:
     finally:
         context.release()
     barrier(workers)
+    artifact = None
     if workers.main:
         artifact = store.commit(planned.kind, planned.fingerprint, context.summary_values, time.monotonic() - began)
         log.info("%s: done in %.1f s", planned.folder, time.monotonic() - began)
     barrier(workers)
-    found = artifact if workers.main else _made_by_main(store, planned)
-    return found, False
+    return artifact or _in_cache(runtime, planned)
+
+
+def _in_cache(runtime: Runtime, planned: PlannedStage) -> Artifact:
+    store = runtime.store
+    return _appears(lambda: store.find(planned.kind, planned.fingerprint, verify=False), planned, store.writable)
+
+
+def _appears(look: Callable[[], Artifact | None], planned: PlannedStage, place: Path) -> Artifact:
+    """What the main process has written; network file systems may show it to others a little later."""
+    began = time.monotonic()
+    while (found := look()) is None or found.fingerprint != planned.fingerprint:
+        if time.monotonic() - began > PATIENCE_SECONDS:
+            raise ArtifactError(
+                f"{planned.folder}: written by the main process, and not to be seen from this one in {place}; "
+                "the cache and the run folder must be in folders that all machines of a run share"
+            )
+        time.sleep(0.1)
+    return found
 
 
 def _materialise(artifact: Artifact, target: Path) -> None:
@@ -204,8 +275,9 @@ def _materialise(artifact: Artifact, target: Path) -> None:
         aside = target.parent / ".replaced" / f"{target.name}-{time.time_ns()}"
         aside.parent.mkdir(parents=True, exist_ok=True)
         os.replace(target, aside)
-    building = target.parent / f".{target.name}.{os.getpid()}"
-    building.mkdir(parents=True, exist_ok=True)
+    building = target.with_name(f".{target.name}.making")
+    shutil.rmtree(building, ignore_errors=True)  # of a run that was killed
+    building.mkdir(parents=True)
     names = files_below(artifact.folder)
     link_or_copy(artifact.folder, building, names)
     os.replace(building, target)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from whole_runs import STAGES
+
 import kdfw
 from kdfw.cli import main
 
@@ -11,7 +13,7 @@ from kdfw.cli import main
 def test_every_stage_gets_a_batch_without_training(workspace: Path, tmp_path: Path):
     reports = kdfw.check(workspace / "recipe.yaml", out=tmp_path / "run", cache=tmp_path / "cache")
     by_name = {report["name"]: report for report in reports}
-    assert [report["state"] for report in reports] == ["ready"] * 5
+    assert [report["state"] for report in reports] == ["ready"] * len(STAGES)
     assert by_name["distill"]["batch"] == [4, 4]  # four queries; one positive and three negatives
     assert by_name["distill"]["rows"]["query"] == 4
     assert by_name["distill"]["loss"]["loss"] > 0
@@ -22,7 +24,7 @@ def test_every_stage_gets_a_batch_without_training(workspace: Path, tmp_path: Pa
 
 
 def test_warnings_name_the_queries_and_set_the_exit_code(workspace: Path, tmp_path: Path, capsys):
-    lines = [f"q{number}\tp{passage}\t1.0\n" for number in range(24) for passage in range(60)]
+    lines = [f"q{number}\tp{passage}\t1.0\n" for number in range(24) for passage in range(40)]
     (tmp_path / "flat.tsv").write_text("".join(lines), encoding="utf-8")
     text = (workspace / "recipe.yaml").read_text(encoding="utf-8")
     begin, end = text.index("  teacher:"), text.index("  student:")

@@ -3,76 +3,76 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
-import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from whole_runs import STAGES, in_child, results, run
 
-from kdfw.files import files_below
-from kdfw.fingerprint import file_digest
-
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["kdfw.engine.api", "kdfw.builtin", "kdfw.models.forward", "transformers.models.bert"])
-KILLS = 24
-"""Over all stage kinds; each a SIGKILL at a random moment, then the run goes on."""
+ROUNDS = 4
+"""Kills in each stage; two at random moments, two in the middle of a random write."""
+WRITES = ("fsync", "replace")
+"""Calls of `os` that a write ends with: its bytes are on their way, its file has no name yet."""
 
 
-def results(out: Path) -> dict[str, str]:
-    """Digest of every file in the stage folders: weights, metrics, run files, rankings, measures, model cards.
+def watched(recipe: Path, out: Path, notes: Path) -> None:
+    """An undisturbed run that notes, by stage, how long it took and how often it called what a write ends with."""
+    from kdfw.engine import run as engine
 
-    Only how long things took may differ: it has a file of its own, which the artifact's checksums list.
-    """
-    stages = out / "stages"
-    names = [name for name in files_below(stages) if name.name not in ("timing.json", "artifact.json")]
-    assert len(names) > 20
-    return {name.as_posix(): file_digest(stages / name) for name in names}
+    found: dict[str, dict[str, float]] = {}
+    calls = [0]
+    for name in WRITES:
+        setattr(os, name, _counted(getattr(os, name), calls))
+    work = engine._work
 
+    def noting(runtime: Any, planned: Any) -> Any:
+        began, before = time.monotonic(), calls[0]
+        made = work(runtime, planned)
+        found[planned.name] = {"seconds": time.monotonic() - began, "writes": calls[0] - before}
+        return made
 
-def in_child(work: Callable[..., None], *arguments: Any, kill_after: float | None = None) -> int:
-    """Run `work(*arguments)` in a process of its own (forked from one with warm imports), killed after some seconds.
-
-    Returns: the exit code; negative for a signal.
-    """
-    process = SERVER.Process(target=child, args=(work, arguments))
-    process.start()
-    process.join(kill_after)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-    code = process.exitcode
-    process.close()
-    assert code is not None
-    return code
+    engine._work = noting
+    run(recipe, out)
+    notes.write_text(json.dumps(found), encoding="utf-8")
 
 
-def child(work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    import torch
+def _counted(call: Any, calls: list[int], kill_at: float = float("inf")) -> Any:
+    def counting(*given: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] >= kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*given, **named)
 
-    torch.set_num_threads(1)
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    try:
-        work(*arguments)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    return counting
 
 
-def run(recipe: Path, out: Path, *settings: str) -> None:
-    import kdfw
+def killed(recipe: Path, out: Path, stage: str, seconds: float | None, write: int | None) -> None:
+    """A run that is killed so many seconds after a stage has begun, or at its so-manyeth write."""
+    from kdfw.engine import run as engine
 
-    kdfw.run(recipe, settings, out=out, cache=out.parent / "cache")
+    work = engine._work
+
+    def dying(runtime: Any, planned: Any) -> Any:
+        if planned.name == stage and seconds is not None:
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        if planned.name == stage and write is not None:
+            calls = [0]
+            for name in WRITES:
+                setattr(os, name, _counted(getattr(os, name), calls, kill_at=write))
+        return work(runtime, planned)
+
+    engine._work = dying
+    run(recipe, out)
 
 
 def run_again(recipe: Path, out: Path) -> None:
-    import kdfw
-
-    result = kdfw.run(recipe, out=out, cache=out.parent / "cache")
+    result = run(recipe, out)
     assert result is not None and result.nothing_to_do
 
 
@@ -92,75 +92,52 @@ def run_and_interrupt(recipe: Path, out: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def reference(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, str], float]]:
-    """What an undisturbed run ends with, and how long it takes."""
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    began = time.monotonic()
-    assert in_child(run, workspace / "recipe.yaml", out) == 0
-    yield results(out), time.monotonic() - began
+def undisturbed(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A finished run, and what each of its stages took."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    assert in_child(watched, workspace / "recipe.yaml", root / "run", root / "notes.json") == 0
+    yield root / "run", json.loads((root / "notes.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments_change_nothing(
-    workspace: Path, reference: tuple[dict[str, str], float], tmp_path: Path
-):
-    expected, seconds = reference
-    rng = random.Random(int(os.environ.get("KDFW_KILL_SEED", "0")) or time.time_ns())
+def test_kills_in_every_stage_change_nothing(workspace: Path, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path):
+    finished, took = undisturbed
+    assert set(took) == set(STAGES)
+    seed = int(os.environ.get("KDFW_KILL_SEED", "0")) or time.time_ns()
+    rng = random.Random(seed)
     recipe = workspace / "recipe.yaml"
-    kills, rounds = 0, 0
-    while kills < KILLS:
-        out = tmp_path / f"round-{rounds}" / "run"
-        rounds += 1
-        while True:
-            code = in_child(run, recipe, out, kill_after=rng.uniform(0.05, 0.9) * seconds)
-            if code != -signal.SIGKILL:
-                assert code == 0
-                break
-            kills += 1
-            if kills % 6 == 0:  # let a round finish now and then
-                assert in_child(run, recipe, out) == 0
-                break
-        assert results(out) == expected, f"round {rounds} after {kills} kills"
-    assert kills >= KILLS
+    kills: dict[str, int] = dict.fromkeys(STAGES, 0)
+    for number in range(ROUNDS):
+        out = tmp_path / f"round-{number}" / "run"
+        for stage in STAGES:  # one after the other, in the same run
+            seconds = rng.uniform(0, took[stage]["seconds"]) if number % 2 else None
+            write = None if number % 2 else rng.randint(1, int(took[stage]["writes"]))
+            code = in_child(killed, recipe, out, stage, seconds, write)
+            assert code in (0, -signal.SIGKILL)
+            kills[stage] += code != 0
+        assert in_child(run, recipe, out) == 0
+        assert results(out) == results(finished), f"KDFW_KILL_SEED={seed}, round {number}"
+        left = [*out.rglob("*.tmp"), *(out.parent / "cache" / "artifacts").rglob("*.tmp")]
+        assert not left and not list((out.parent / "cache" / "work").iterdir())
+    assert sum(kills.values()) >= 20 and all(kills.values()), kills
 
 
 def test_an_interrupt_stops_cleanly_with_a_checkpoint_and_the_run_goes_on(
-    workspace: Path, reference: tuple[dict[str, str], float], tmp_path: Path
+    workspace: Path, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
 ):
-    expected, _ = reference
     out = tmp_path / "run"
-
     assert in_child(run_and_interrupt, workspace / "recipe.yaml", out) == 130
     checkpoints = list((tmp_path / "cache" / "work").glob("train-*/checkpoints/step-*"))
     assert max(path.name for path in checkpoints) == "step-00000005"
     assert in_child(run, workspace / "recipe.yaml", out) == 0
-    assert results(out) == expected
+    assert results(out) == results(undisturbed[0])
 
 
-def test_a_finished_run_does_nothing_and_a_change_reruns_only_what_depends_on_it(
-    workspace: Path, reference: tuple[dict[str, str], float], tmp_path: Path
-):
+def test_a_finished_run_does_nothing_and_a_change_reruns_only_what_depends_on_it(workspace: Path, tmp_path: Path):
     out, recipe = tmp_path / "run", workspace / "recipe.yaml"
     assert in_child(run, recipe, out) == 0
     assert in_child(run_again, recipe, out) == 0
     assert in_child(run, recipe, out, "stages.distill.losses.0.weight=0.5") == 0
     manifest = json.loads((out / "manifest.json").read_text())
-    assert {stage["name"]: stage["cached"] for stage in manifest["stages"]} == {
-        "mined": True, "scores": True, "distill": False, "hard": False, "test": False,
-    }  # fmt: skip
-
-
-def test_a_truncated_checkpoint_is_passed_over(
-    workspace: Path, reference: tuple[dict[str, str], float], tmp_path: Path
-):
-    expected, seconds = reference
-    out, recipe = tmp_path / "run", workspace / "recipe.yaml"
-    for share in (0.6, 0.7, 0.8, 0.5, 0.4):
-        in_child(run, recipe, out, kill_after=share * seconds)
-        found = sorted((tmp_path / "cache" / "work").glob("train-*/checkpoints/step-*"))
-        if found:
-            weights = found[-1] / "student.weights.safetensors"
-            weights.write_bytes(weights.read_bytes()[:100])
-            break
-    assert in_child(run, recipe, out) == 0
-    assert results(out) == expected
+    cached = {stage["name"]: stage["cached"] for stage in manifest["stages"]}
+    assert cached == {name: name in ("mined", "scores") for name in STAGES}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from whole_runs import results, run
+from whole_runs import STAGES, results, run
 
 from kdfw.cli import main
 from kdfw.data.ranking import Ranking
@@ -41,8 +41,10 @@ def cache(finished: Path, tmp_path: Path) -> Path:
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
+    """Lines of the training log that tell of a step."""
     path = next(out.glob("stages/*-distill/metrics.jsonl"))
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if "lr" in line]
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
@@ -162,15 +164,15 @@ def test_a_teacher_without_opinion_is_named_with_its_queries(
         run(workspace / "recipe.yaml", tmp_path / "other", setting, "stages.scores.on_constant=error")
 
 
-@pytest.mark.parametrize("stage", ["mined", "scores", "distill", "hard", "kept", "test"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_ctrl_c_in_any_stage_ends_with_130_and_the_run_goes_on(
     workspace: Path, finished: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("kdfw.cli.tune_process", lambda: None)
     arguments = ["run", str(workspace / "recipe.yaml"), "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "c")]
-    if stage in ("hard", "kept", "test"):  # what comes before is done
-        keep = shutil.ignore_patterns("evaluate-*", "filter-*", *(["mine-*"] if stage == "hard" else []))
-        shutil.copytree(finished / "cache", tmp_path / "c", ignore=keep)
+    if stage in ("hard", "kept", "vectors", "test"):  # what comes before is done
+        later = shutil.ignore_patterns("evaluate-*", "encode-*", "filter-*", *(["mine-*"] if stage == "hard" else []))
+        shutil.copytree(finished / "cache", tmp_path / "c", ignore=later)
     progress, summary = Context.progress, Context.summary
     sent = []
 
