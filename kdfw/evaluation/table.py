@@ -10,6 +10,8 @@ from typing import Any, Literal
 from kdfw.errors import DataError
 
 Style = Literal["text", "markdown", "latex"]
+HUNDREDS = ("spearman", "pearson", "macro-spearman", "auc", "bleu", "chrf")
+"""Measures from 0 (or -100) to 100."""
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -59,7 +61,7 @@ def measures_table(folder: Path) -> str:
 
 def number(measure: str, value: float) -> str:
     """A value with the digits its measure is usually given with."""
-    return f"{value:.2f}" if measure.lower() in ("spearman", "pearson", "bleu", "chrf") else f"{value:.4f}"
+    return f"{value:.2f}" if measure.lower() in HUNDREDS else f"{value:.4f}"
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]], style: Style = "text") -> str:

@@ -27,7 +27,7 @@ DEFAULT_MEASURES = {
     "translation": ("bleu", "chrf"),
 }
 MEASURES = {
-    "pairs": ("spearman", "pearson"),
+    "pairs": ("spearman", "pearson", "macro-spearman", "auc"),
     "classification": ("accuracy", "accuracy@5", "macro-f1", "micro-f1", "relation-f1"),
     "translation": ("bleu", "chrf", "token accuracy"),
 }
@@ -70,12 +70,27 @@ def spearman(left: np.ndarray, right: np.ndarray) -> float:
     return pearson(average_ranks(left), average_ranks(right))
 
 
+def auc(scores: np.ndarray, gold: np.ndarray) -> float:
+    """Area under the ROC curve x 100: how often a pair of the higher of two gold values has the higher score.
+
+    Equal scores count half. NaN unless `gold` has two values.
+    """
+    values = np.unique(gold)
+    if len(values) != 2:
+        return float("nan")
+    positive = gold == values[1]
+    number = int(positive.sum())
+    above = float(average_ranks(scores)[positive].sum()) - number * (number + 1) / 2
+    return 100 * above / (number * (len(gold) - number))
+
+
 def pair_measures(
     scores: np.ndarray, gold: np.ndarray, groups: Sequence[str] | None = None
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Spearman and Pearson x 100: of all pairs concatenated (the `all` setting of STS), and of each group.
+    """Measures x 100: of all pairs concatenated (the `all` setting of STS), and of each group.
 
-    Pairs whose gold score is NaN are left out.
+    `macro-spearman` is the plain mean over the groups, `auc` is there where gold has two values only. Pairs whose gold
+    score is NaN are left out.
     """
     known = ~np.isnan(gold)
     by_group: dict[str, dict[str, float]] = {}
@@ -84,12 +99,31 @@ def pair_measures(
         for name in dict.fromkeys(groups):
             inside = known & (names == name)
             if inside.any():
-                by_group[name] = {
-                    "spearman": spearman(scores[inside], gold[inside]),
-                    "pearson": pearson(scores[inside], gold[inside]),
-                }
-    scores, gold = scores[known], gold[known]
-    return {"spearman": spearman(scores, gold), "pearson": pearson(scores, gold)}, by_group
+                by_group[name] = _of_pairs(scores[inside], gold[inside])
+    overall = _of_pairs(scores[known], gold[known])
+    each = [values["spearman"] for values in by_group.values()]
+    return {**overall, "macro-spearman": float(np.mean(each)) if each else overall["spearman"]}, by_group
+
+
+def _of_pairs(scores: np.ndarray, gold: np.ndarray) -> dict[str, float]:
+    found = {"spearman": spearman(scores, gold), "pearson": pearson(scores, gold)}
+    area = auc(scores, gold)
+    return found if np.isnan(area) else {**found, "auc": area}
+
+
+def gold_of(data: Data, split: str, measures: Sequence[str]) -> np.ndarray:
+    """(Q,) float64 gold scores of a split of sentence pairs, NaN where there is none.
+
+    Raises: DataError for a split without gold scores, or not of two values where `auc` is wanted.
+    """
+    rows = getattr(data, "splits", {}).get(split)
+    if rows is None or rows.gold is None or np.isnan(rows.gold).all():
+        raise DataError(f"data {data.name!r}: the split {split!r} has no gold scores to compare with")
+    gold = np.asarray(rows.gold, dtype=np.float64)
+    values = len(np.unique(gold[~np.isnan(gold)]))
+    if "auc" in measures and values != 2:
+        raise DataError(f"data {data.name!r}: auc needs two gold values, the split {split!r} has {values}")
+    return gold
 
 
 # ---------------------------------------------------------------- classification
@@ -302,10 +336,8 @@ def _logits(
 
 def _pairs(model: Model, data: Data, split: str, measures: Any, road: Any, size: int, _: int, tell: Any) -> TaskValues:
     ids, logits, rows = _logits(model, data, split, road, size, tell)
-    if rows.gold is None:
-        raise DataError(f"data {data.name!r}: the split {split!r} has no gold scores to compare with")
     scores = logits[:, 0].astype(np.float64)
-    gold = np.asarray(rows.gold, dtype=np.float64)
+    gold = gold_of(data, split, measures)
     overall, groups = pair_measures(scores, gold, rows.groups)
     known = np.flatnonzero(~np.isnan(gold))
     return TaskValues(

@@ -52,6 +52,10 @@ def p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+HUNDREDS = ("spearman", "pearson", "macro-spearman", "auc", "bleu", "chrf")
+"""Measures from 0 (or -100) to 100."""
+
+
 def measure(name: str, value: float) -> str:
     """A value with the digits its measure is usually given with."""
-    return f"{value:.2f}" if name.lower() in ("spearman", "pearson", "bleu", "chrf") else f"{value:.4f}"
+    return f"{value:.2f}" if name.lower() in HUNDREDS else f"{value:.4f}"

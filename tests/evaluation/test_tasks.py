@@ -7,6 +7,7 @@ import pytest
 
 from kdfw.errors import DataError
 from kdfw.evaluation.tasks import (
+    auc,
     macro_f1,
     micro_f1,
     pair_measures,
@@ -35,6 +36,31 @@ def test_groups_are_measured_apart_and_together() -> None:
     assert groups["b"]["spearman"] == pytest.approx(-100)
     # ranks 1 2 4 3 against 1 2 3 4: 1 - 6 * 2 / (4 * 15)
     assert overall["spearman"] == pytest.approx(80)
+
+
+def test_the_mean_over_groups_counts_each_group_once() -> None:
+    scores, gold = np.array([1.0, 2.0, 3.0, 9.0, 8.0]), np.array([1.0, 2.0, 3.0, 3.0, 4.0])
+    overall, _ = pair_measures(scores, gold, ["a", "a", "a", "b", "b"])
+    assert overall["macro-spearman"] == pytest.approx((100 - 100) / 2)
+    alone, _ = pair_measures(scores, gold)
+    assert alone["macro-spearman"] == alone["spearman"]
+
+
+def test_auc_is_scikit_learns_with_ties() -> None:
+    # 2 x 3 pairs of a positive and a negative: 0.5 > 0.1, 0.5 = 0.5 (a half), 0.5 > 0.2; 0.2 > 0.1, < 0.5, = 0.2
+    scores, gold = np.array([0.5, 0.1, 0.5, 0.2, 0.2]), np.array([1.0, 0.0, 0.0, 1.0, 0.0])
+    assert auc(scores, gold) == pytest.approx(100 * (1 + 0.5 + 1 + 1 + 0 + 0.5) / 6)
+    assert auc(np.exp(scores), 3 * gold - 1) == auc(scores, gold)
+    assert auc(-scores, gold) == pytest.approx(100 - auc(scores, gold))
+    sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+    rng = np.random.default_rng(0)
+    scores, gold = rng.integers(0, 9, 300).astype(float), rng.integers(0, 2, 300).astype(float)
+    assert auc(scores, gold) == pytest.approx(100 * sklearn.roc_auc_score(gold, scores), abs=1e-9)
+
+
+def test_auc_of_one_class_is_undefined() -> None:
+    assert np.isnan(auc(np.arange(3.0), np.ones(3)))
+    assert "auc" not in pair_measures(np.arange(3.0), np.arange(3.0))[0]
 
 
 def test_top_k() -> None:
