@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from kdfw.components import Constant, Dataset, Loss, Model, Retriever, Sampler, Schedule, Stage, Teacher, Weighting
 from kdfw.data.datasets import DATASETS
+from kdfw.engine.select import Select
 from kdfw.engine.training import Train
 from kdfw.evaluation.stage import STAGES as EVALUATION_STAGES
 from kdfw.hookspecs import hookimpl
@@ -61,4 +62,4 @@ def kdfw_retrievers() -> Mapping[str, type[Retriever]]:
 
 @hookimpl
 def kdfw_stages() -> Mapping[str, type[Stage]]:
-    return {"train": Train, **RETRIEVAL_STAGES, **TEACHER_STAGES, **EVALUATION_STAGES}
+    return {"train": Train, "select": Select, **RETRIEVAL_STAGES, **TEACHER_STAGES, **EVALUATION_STAGES}

@@ -14,11 +14,25 @@ from kdfw.report.card import write_card
 
 
 def write_cards(out: Path, plan: Plan, summaries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write `README.md` into `model/` of every training stage of a run folder."""
+    """Write `README.md` into `model/` of every stage of a run folder that trained a model, or chose a trained one."""
     for planned in plan.stages:
         folder = out / "stages" / planned.folder / "model"
-        if "model" in planned.stage.produces and folder.is_dir():
-            write_card(folder, facts_of(out, plan, planned, summaries.get(planned.name, {})))
+        if "model" not in planned.stage.produces or not folder.is_dir():
+            continue
+        trained = _trained_by(plan, planned, summaries)
+        if trained is not None:
+            facts = facts_of(out, plan, trained, summaries.get(trained.name, {}))
+            write_card(folder, facts | {"name": f"{plan.recipe.name}/{planned.name}"} | _measures(out, plan, planned))
+
+
+def _trained_by(plan: Plan, planned: PlannedStage, summaries: Mapping[str, Mapping[str, Any]]) -> PlannedStage | None:
+    """The training stage that a stage's model comes from; None for a model that was chosen as it came."""
+    while (chosen := summaries.get(planned.name, {}).get("chosen")) is not None:
+        target = planned.targets[chosen]
+        if target.kind != "stage":
+            return None
+        planned = plan.stage(target.name)
+    return planned
 
 
 def facts_of(out: Path, plan: Plan, planned: PlannedStage, summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +71,10 @@ def start_of(plan: Plan, target: Target) -> str:
 def _teacher(plan: Plan, target: Target) -> str:
     if target.kind == "stage" and "model" not in plan.stage(target.name).stage.produces:
         scored = plan.stage(target.name)
-        target = scored.targets[scored.stage.teacher]  # type: ignore[attr-defined]
+        teacher = getattr(scored.stage, "teacher", None)
+        if teacher is None:  # the mean of several stages' scores
+            return f"the mean of: {', '.join(_teacher(plan, member) for member in scored.targets.values())}"
+        target = scored.targets[teacher]
     through = f" trained by stage {target.name}" if target.kind == "stage" else ""
     spec = plan.recipe.models[start_of(plan, target)]
     base = spec.options.get("base") or spec.options.get("path") or spec.options.get("model")

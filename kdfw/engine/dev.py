@@ -1,22 +1,23 @@
-"""Evaluation on a dev split while training: how the best checkpoint is chosen. Never touches a test split."""
+"""Evaluation on a dev split: how the best checkpoint, or the best of several models, is chosen. Never a test split."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from kdfw.components import Model
 from kdfw.data.ranking import Ranking
-from kdfw.data.sets import Data, RankingData
-from kdfw.errors import DataError
+from kdfw.data.sets import Data, PairData, RankingData
+from kdfw.errors import DataError, Problem, one_of
 from kdfw.models.forward import Budget, signals_of
 from kdfw.types import Batch, Text
 
 if TYPE_CHECKING:
-    from kdfw.components import Model
     from kdfw.context import StageContext
-    from kdfw.engine.training import Train
+    from kdfw.recipe.view import PlanView
 
 DEFAULT_MEASURE = {
     "ranking": "nDCG@10",
@@ -27,19 +28,72 @@ DEFAULT_MEASURE = {
 QUERIES_AT_ONCE = 32
 
 
-class DevEvaluation:
-    """Measures a model on the dev split of a training stage. Higher is better for every measure here."""
+def check_dev(
+    plan: PlanView, key: str, split: str, measure: tuple[str, str | None], candidates: str | None, model: str
+) -> Iterator[Problem]:
+    """What keeps a model from being measured on a dev split.
 
-    def __init__(self, stage: Train, context: StageContext, data: Data) -> None:
-        assert stage.dev is not None
-        self.split = stage.dev
+    Args:
+        key: the option that names the split.
+        measure: the option that names the measure, and its value.
+        model: a reference to the model.
+    """
+    if plan.splits and split not in plan.splits:
+        yield plan.problem(key, found=f"no split {split!r}", fix=one_of(split, plan.splits))
+    if measure[1] is not None:
+        yield from _check_measure(plan, measure[0], measure[1])
+    measured = plan.model(model)
+    if plan.task == "ranking" and candidates is None and isinstance(measured, Model) and measured.search != "dense":
+        fix = "name candidates to re-rank: a stage that mined the dev split"
+        yield plan.problem(key, found="a model that cannot search a pool of passages by itself", fix=fix)
+
+
+def _check_measure(plan: PlanView, key: str, measure: str) -> Iterator[Problem]:
+    from kdfw.evaluation.measures import parse_measures
+    from kdfw.evaluation.tasks import MEASURES
+
+    if plan.task == "ranking":
+        try:
+            parse_measures([measure])
+        except DataError as error:
+            yield plan.problem(key, found=str(error))
+    elif measure not in MEASURES[plan.task]:
+        found = f"no measure {measure!r} for {plan.task}"
+        yield plan.problem(key, found=found, fix=one_of(measure, MEASURES[plan.task]))
+
+
+class DevEvaluation:
+    """Measures models on a dev split. Higher is better for every measure here.
+
+    Args:
+        measure: default: that of the task.
+        candidates: stage whose lists of the split are re-ranked; default: search a pool of passages.
+        pool: passages in that pool, besides the relevant ones.
+    Raises: DataError when the split has nothing to compare with.
+    """
+
+    def __init__(
+        self,
+        context: StageContext,
+        data: Data,
+        *,
+        split: str,
+        measure: str | None = None,
+        candidates: str | None = None,
+        pool: int = 5000,
+    ) -> None:
+        self.split = split
         self.context = context
         self.data = data
-        self.name = stage.dev_measure or DEFAULT_MEASURE[data.task]
+        self.name = measure or DEFAULT_MEASURE[data.task]
         if isinstance(data, RankingData):
-            self._prepare_ranking(stage, data)
+            self._prepare_ranking(data, candidates, pool)
+        elif isinstance(data, PairData):
+            from kdfw.evaluation.tasks import gold_of
 
-    def _prepare_ranking(self, stage: Train, data: RankingData) -> None:
+            gold_of(data, split, [self.name])  # says now what would otherwise be said after hundreds of steps
+
+    def _prepare_ranking(self, data: RankingData, candidates: str | None, pool: int) -> None:
         from kdfw.evaluation.arrays import JudgedRows
 
         qrels = data.qrels.get(self.split)
@@ -47,11 +101,11 @@ class DevEvaluation:
             raise DataError(f"data {data.name!r} has no judgements for the split {self.split!r}")
         self.judged = JudgedRows.of(qrels, data.corpus.row, len(data.corpus))
         self.queries = data.queries[self.split]
-        self.candidates = None if stage.dev_candidates is None else self.context.candidates(stage.dev_candidates)
+        self.candidates = None if candidates is None else self.context.candidates(candidates)
         self.pool = np.zeros(0, dtype=np.int64)
         if self.candidates is None:
             rng = np.random.default_rng(0)  # the pool is part of the measure, so it does not follow the recipe's seed
-            size = min(stage.dev_pool, len(data.corpus))
+            size = min(pool, len(data.corpus))
             drawn = rng.choice(len(data.corpus), size=size, replace=False)
             relevant = [
                 data.corpus.row(passage) for rows in qrels.values() for passage in rows if passage in data.corpus

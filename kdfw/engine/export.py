@@ -13,16 +13,16 @@ from kdfw.files import files_below, inside, sync_file
 
 
 def trained_stages(run: Path) -> dict[str, Path]:
-    """Stage name -> folder of every finished training stage of a run, in order. Raises ConfigError for no run."""
+    """Stage name -> folder of every finished stage that left a model, in order. Raises ConfigError for no run."""
     try:
         plan: dict[str, Any] = json.loads((run / "plan.json").read_text(encoding="utf-8"))
-        stages = [(str(stage["name"]), str(stage["type"]), str(stage["folder"])) for stage in plan["stages"]]
+        stages = [(str(stage["name"]), str(stage["folder"])) for stage in plan["stages"]]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         raise ConfigError(f"{run}: not a run folder (no readable plan.json)") from None
     found = {}
-    for name, kind, place in stages:
+    for name, place in stages:
         folder = inside(run / "stages", place)
-        if kind == "train" and (folder / "model").is_dir():
+        if (folder / "model").is_dir():
             found[name] = folder
     return found
 

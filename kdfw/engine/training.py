@@ -28,7 +28,7 @@ from kdfw.components import Augmenter, Constant, Loss, Model, Sampler, Schedule,
 from kdfw.context import Workers
 from kdfw.data.sets import scored_texts
 from kdfw.engine import checkpoint
-from kdfw.engine.dev import DevEvaluation
+from kdfw.engine.dev import DevEvaluation, check_dev
 from kdfw.engine.feed import Feed
 from kdfw.engine.optim import make_optimizer, set_rate
 from kdfw.engine.probe import FILE as PROBE
@@ -160,8 +160,6 @@ class Train(Stage):
             yield plan.problem("losses", found="no losses", fix="add at least one")
         if plan.splits and self.split not in plan.splits:
             yield plan.problem("split", found=f"no split {self.split!r}", fix=one_of(self.split, plan.splits))
-        if self.dev and plan.splits and self.dev not in plan.splits:
-            yield plan.problem("dev", found=f"no split {self.dev!r}", fix=one_of(self.dev, plan.splits))
         if self.dev == self.split:
             yield plan.problem("dev", found="the training split", fix="choose by data the model does not train on")
         if self.patience is not None and self.dev is None:
@@ -192,7 +190,9 @@ class Train(Stage):
         for number, loss in enumerate(self.losses):
             yield from self._check_loss(plan, number, loss)
         yield from self._check_teachers(plan)
-        yield from self._check_dev(plan)
+        if self.dev is not None:
+            measure = ("dev_measure", self.dev_measure)
+            yield from check_dev(plan, "dev", self.dev, measure, self.dev_candidates, self.student)
 
     def _check_loss(self, plan: PlanView, number: int, loss: Loss) -> Iterator[Problem]:
         trained = self.trained_models()
@@ -262,14 +262,6 @@ class Train(Stage):
                 fix = f"it serves: {', '.join(sorted(model.tasks))}"
                 found = f"a teacher that does not serve the task {plan.task}"
                 yield plan.problem("teachers", number, found=found, fix=fix)
-
-    def _check_dev(self, plan: PlanView) -> Iterator[Problem]:
-        if self.dev is None or plan.task != "ranking" or self.dev_candidates is not None:
-            return
-        model = plan.model(self.student)
-        if isinstance(model, Model) and model.search != "dense":
-            fix = "add `dev_candidates`: a stage that mined the dev split"
-            yield plan.problem("dev", found="a model that cannot search a pool of passages by itself", fix=fix)
 
     def estimate(self, plan: PlanView) -> Workload:
         """Steps, examples, and what the student, and teachers that are asked while it trains, have to read."""
@@ -363,9 +355,17 @@ class Trainer:
         if self.settings.compile:
             for model in self.models.values():
                 model.encode = torch.compile(model.encode, dynamic=True)  # type: ignore[method-assign]
-        self.dev = DevEvaluation(stage, context, self.data) if stage.dev else None
+        self.dev = self._dev() if stage.dev else None
         self.skipped_steps = 0
         self._stop = False
+
+    def _dev(self) -> DevEvaluation:
+        stage = self.stage
+        assert stage.dev is not None
+        return DevEvaluation(
+            self.context, self.data, split=stage.dev, measure=stage.dev_measure, candidates=stage.dev_candidates,
+            pool=stage.dev_pool,
+        )  # fmt: skip
 
     def _feed(self) -> Feed:
         stage, context = self.stage, self.context
