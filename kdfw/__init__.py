@@ -15,6 +15,7 @@ _PUBLIC = {
     "run": "kdfw.engine.api",
     "plan": "kdfw.engine.api",
     "check": "kdfw.engine.api",
+    "diagnose": "kdfw.engine.diagnose",
     "evaluate": "kdfw.evaluation.api",
     "hookimpl": "kdfw.hookspecs",
 }

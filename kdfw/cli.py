@@ -31,8 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
         return sub
 
-    def recipe_arguments(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("recipe", help="path of a recipe, or the name of one that ships with kdfw (quickstart)")
+    def recipe_arguments(sub: argparse.ArgumentParser, also: str = "") -> None:
+        sub.add_argument("recipe", help=f"path of a recipe, or the name of one that ships with kdfw (quickstart){also}")
         sub.add_argument("settings", nargs="*", metavar="key.path=value", help="values that replace the recipe's")
         sub.add_argument("--out", type=Path, help="run folder; default: runs/<name>")
         sub.add_argument("--cache", type=Path, help="shared cache; default: $KDFW_CACHE, or beside the runs")
@@ -52,6 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     recipe_arguments(check)
     check.add_argument("--offline", action="store_true", help="never ask a hub")
     check.add_argument("--json", action="store_true", help="as JSON")
+
+    diagnosis = add("diagnose", _diagnose, "look at teachers' scores: spread, temperature, judgements, agreement")
+    recipe_arguments(diagnosis, "; or a run folder. Of a recipe the stages up to the teachers' scores are run")
+    diagnosis.add_argument("--stage", help="one training stage, also one that needs others to be trained first")
+    diagnosis.add_argument("--offline", action="store_true", help="never ask a hub")
+    diagnosis.add_argument("--json", action="store_true", help="as JSON")
 
     from kdfw.engine import file_commands
     from kdfw.evaluation import commands as evaluation_commands
@@ -194,6 +200,25 @@ def _check(arguments: argparse.Namespace) -> int:
     )
     print(text)
     return 2 if warnings else 0
+
+
+def _diagnose(arguments: argparse.Namespace) -> int:
+    tune_process()
+    import json
+
+    from kdfw.engine.diagnose import diagnose
+    from kdfw.evaluation.diagnosis_text import diagnosis_text
+
+    found = diagnose(
+        arguments.recipe,
+        arguments.settings,
+        stage=arguments.stage,
+        out=arguments.out,
+        cache=arguments.cache,
+        offline=arguments.offline,
+    )
+    print(json.dumps(found, indent=2, ensure_ascii=False) if arguments.json else diagnosis_text(found))
+    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -24,6 +24,8 @@ from kdfw import fingerprint as fingerprints
 from kdfw.context import Workers
 from kdfw.engine.artifacts import MANIFEST, Artifact, ArtifactStore, read_artifact
 from kdfw.engine.cards import write_cards
+from kdfw.engine.diagnosis import FILE as DIAGNOSIS
+from kdfw.engine.diagnosis import write_diagnosis
 from kdfw.engine.runtime import Context, Runtime
 from kdfw.errors import ArtifactError
 from kdfw.files import clear_leftovers, files_below, link_or_copy, naming_full_disk, write_atomic, write_json
@@ -149,6 +151,8 @@ def _run_stages(runtime: Runtime) -> RunResult:
             _write_manifest(out, runtime, records, finished=True)
         with naming_full_disk("report", out):
             write_cards(out, plan, summaries)
+            if worked or not (out / DIAGNOSIS).exists():
+                write_diagnosis(runtime)
             report = write_report(out)
     barrier(workers)
     return RunResult(folder=out, stages=stages, summaries=summaries, nothing_to_do=before and not worked, report=report)
