@@ -106,7 +106,11 @@ class Evaluate(Stage):
                 if name not in known:
                     fix = f"known: {', '.join(known)}"
                     yield plan.problem("measures", found=f"no measure {name!r} for {plan.task}", fix=fix)
-
+        for name in self.systems if plan.task == "pairs" else ():
+            split = getattr(plan.stage_of(name), "split", self.split) if plan.model(name) is None else self.split
+            if split != self.split:
+                fix = f"this stage measures {self.split!r}"
+                yield plan.problem("against", found=f"scores of the split {split!r} ({name!r})", fix=fix)
         if self.baseline is not None and self.baseline not in self.systems:
             fix = f"known: {', '.join(self.systems)}"
             yield plan.problem("baseline", found=f"{self.baseline!r} is not measured here", fix=fix)
@@ -259,27 +263,32 @@ class Evaluate(Stage):
     # ------------------------------------------------------------ other tasks
 
     def _run_task(self, context: StageContext, data: Any) -> None:
-        from kdfw.evaluation.tasks import DEFAULT_MEASURES, evaluate_split
+        from kdfw.evaluation.tasks import DEFAULT_MEASURES, evaluate_scores, evaluate_split
         from kdfw.models.precision import autocast_dtype
 
         official = [data.measure] if getattr(data, "measure", "") else []
         names = self.measures or list(dict.fromkeys([*official, *DEFAULT_MEASURES[data.task]]))
         found: dict[str, _System] = {}
         for reference in self.systems:
-            model = context.model(reference)
-            began = time.perf_counter()
-            values = evaluate_split(
-                model,
-                data,
-                self.split,
-                names,
-                device=context.device,
-                workers=context.workers,
-                autocast=autocast_dtype(context.precision),
-                beam=self.beam,
-            )
-            seconds = time.perf_counter() - began
-            facts = {**size_of(model), "seconds": seconds, "items_per_second": len(values.ids) / seconds}
+            facts: dict[str, Any]
+            if context.holds_scores(reference):
+                values = evaluate_scores(context.scores(reference), data, self.split, names)
+                facts = {"setting": "stored scores"}
+            else:
+                model = context.model(reference)
+                began = time.perf_counter()
+                values = evaluate_split(
+                    model,
+                    data,
+                    self.split,
+                    names,
+                    device=context.device,
+                    workers=context.workers,
+                    autocast=autocast_dtype(context.precision),
+                    beam=self.beam,
+                )
+                seconds = time.perf_counter() - began
+                facts = {**size_of(model), "seconds": seconds, "items_per_second": len(values.ids) / seconds}
             if values.groups:
                 facts["groups"] = values.groups
             per_item = {

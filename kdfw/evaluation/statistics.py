@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdfw.evaluation.tasks import (
+    auc,
     average_ranks,
     bleu_of_counts,
     chrf_of_counts,
@@ -41,6 +42,21 @@ def _ranked(rows: Rows) -> Rows:
     return np.column_stack([average_ranks(rows[:, 0]), rows[:, 1]])
 
 
+def _ranked_by_group(rows: Rows) -> Rows:
+    ranks = np.empty(len(rows))
+    for inside in _groups(rows):
+        ranks[inside] = average_ranks(rows[inside, 0])
+    return np.column_stack([ranks, rows[:, 1:]])
+
+
+def _groups(rows: Rows) -> list[np.ndarray]:
+    return [rows[:, 2] == group for group in np.unique(rows[:, 2])]
+
+
+def _macro_spearman(rows: Rows) -> float:
+    return float(np.mean([spearman(rows[inside, 0], rows[inside, 1]) for inside in _groups(rows)]))
+
+
 def _standardised(rows: Rows) -> Rows:
     scores = rows[:, 0]
     return np.column_stack([(scores - scores.mean()) / (scores.std() or 1.0), rows[:, 1]])
@@ -60,6 +76,8 @@ _SCORES, _LABELS = ("score", "gold"), ("predicted", "label")
 _STATISTICS: Mapping[str, Statistic] = {
     "spearman": Statistic(columns=_SCORES, of=lambda rows: spearman(rows[:, 0], rows[:, 1]), alike=_ranked),
     "pearson": Statistic(columns=_SCORES, of=lambda rows: pearson(rows[:, 0], rows[:, 1]), alike=_standardised),
+    "auc": Statistic(columns=_SCORES, of=lambda rows: auc(rows[:, 0], rows[:, 1]), alike=_ranked),
+    "macro-spearman": Statistic(columns=(*_SCORES, "group"), of=_macro_spearman, alike=_ranked_by_group),
     "macro-f1": Statistic(columns=_LABELS, of=_macro_f1),
     "micro-f1": Statistic(columns=_LABELS, of=lambda rows: micro_f1(*_classes(rows))),
     "bleu": Statistic(columns=("bleu counts",), of=lambda rows: bleu_of_counts(rows.sum(axis=0))),

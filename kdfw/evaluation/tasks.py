@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from kdfw.components import Model
     from kdfw.context import Workers
-    from kdfw.data.sets import Data
+    from kdfw.data.ranking import Ranking
+    from kdfw.data.sets import Data, PairData, Pairs
     from kdfw.models.forward import Budget
     from kdfw.types import Batch
 
@@ -40,9 +41,9 @@ class TaskValues:
     measures: Mapping[str, float]
     ids: Sequence[str]
     per_item: Mapping[str, np.ndarray]
-    """By name, (Q,) or (Q, S): for pairs the `score` and `gold`; for classes the `predicted` one and the `label`, and
-    whether the label is the best or among the five best; for translations BLEU and chrF of the sentence, and the
-    counts that those of the corpus are made of."""
+    """By name, (Q,) or (Q, S): for pairs the `score`, the `gold` and the number of the `group`; for classes the
+    `predicted` one and the `label`, and whether the label is the best or among the five best; for translations BLEU and
+    chrF of the sentence, and the counts that those of the corpus are made of."""
     groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Measures of each subset, where the data have subsets."""
 
@@ -263,12 +264,25 @@ def evaluate_split(
             raise DataError(f"no measure {name!r} for {data.task}; {one_of(name, known)}")
     road: dict[str, Any] = {"device": device, "budget": budget, "workers": workers, "autocast": autocast}
     values = _EVALUATORS[data.task](model, data, split, list(measures), road, items_at_once, beam, progress)
-    return TaskValues(
-        measures={name: values.measures[name] for name in measures},
-        ids=values.ids,
-        per_item=values.per_item,
-        groups=values.groups,
-    )
+    return replace(values, measures={name: values.measures[name] for name in measures})
+
+
+def evaluate_scores(scores: Ranking, data: PairData, split: str, measures: Sequence[str]) -> TaskValues:
+    """Measures of scores that a stage stored for the pairs of a split.
+
+    Raises: DataError when pairs of the split have no score.
+    """
+    gold, rows = gold_of(data, split, measures), data.splits[split]
+    found = dict(zip(scores.query_ids, scores.scores.tolist(), strict=True))
+    values = np.asarray([found.get(id, np.nan) for id in rows.ids])
+    missing = [rows.ids[number] for number in np.flatnonzero(np.isnan(values) & ~np.isnan(gold)).tolist()]
+    if missing:
+        raise DataError(
+            f"data {data.name!r}: the stored scores lack {len(missing)} of {len(rows.ids)} pairs of the split "
+            f"{split!r}, first {missing[0]!r}; they must be scores of that split"
+        )
+    all_values = _values_of_pairs(values, rows, gold)
+    return replace(all_values, measures={name: all_values.measures[name] for name in measures})
 
 
 def measure_split(model: Model, data: Data, split: str, name: str, **road: Any) -> float:
@@ -336,15 +350,21 @@ def _logits(
 
 def _pairs(model: Model, data: Data, split: str, measures: Any, road: Any, size: int, _: int, tell: Any) -> TaskValues:
     ids, logits, rows = _logits(model, data, split, road, size, tell)
-    scores = logits[:, 0].astype(np.float64)
-    gold = gold_of(data, split, measures)
+    assert ids == list(rows.ids)
+    return _values_of_pairs(logits[:, 0], rows, gold_of(data, split, measures))
+
+
+def _values_of_pairs(scores: np.ndarray, rows: Pairs, gold: np.ndarray) -> TaskValues:
+    """Measures of (Q,) scores of a split's pairs, in stored order."""
+    scores = scores.astype(np.float64)
     overall, groups = pair_measures(scores, gold, rows.groups)
     known = np.flatnonzero(~np.isnan(gold))
+    per_item = {"score": scores[known], "gold": gold[known]}
+    if rows.groups is not None:
+        codes = np.unique(np.asarray(rows.groups), return_inverse=True)[1]
+        per_item["group"] = codes.astype(np.float64)[known]
     return TaskValues(
-        measures=overall,
-        ids=[ids[number] for number in known.tolist()],
-        per_item={"score": scores[known], "gold": gold[known]},
-        groups=groups,
+        measures=overall, ids=[rows.ids[number] for number in known.tolist()], per_item=per_item, groups=groups
     )
 
 

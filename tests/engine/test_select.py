@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,14 @@ stages:
     dev: dev
     train: {{steps: 60, batch_size: 8, lr: 3e-3, precision: fp32}}
   - {{name: best, type: select, of: [cross, short, long]}}
-  - {{name: test, type: evaluate, models: [cross, short, long, best]}}
+  - {{name: of-long, type: score, teacher: long, split: test}}
+  - {{name: of-short, type: score, teacher: short, split: test}}
+  - {{name: mean, type: ensemble, of: [of-long, of-short]}}
+  - name: test
+    type: evaluate
+    models: [cross, short, long, best]
+    against: [of-long, mean]
+    measures: [spearman, pearson, macro-spearman]
 """
 
 
@@ -90,6 +98,16 @@ def test_the_name_of_the_stage_means_the_chosen_model(result: Any) -> None:
     assert systems["best"]["measures"] not in others
 
 
+def test_stored_scores_are_measured_as_the_model_that_gave_them(result: Any) -> None:
+    found = read(result, "test", "measures.json")
+    systems = found["systems"]
+    assert found["baseline"] == "of-long" and systems["of-long"]["setting"] == "stored scores"
+    assert systems["of-long"]["measures"] == pytest.approx(systems["long"]["measures"], abs=1e-3)
+    assert systems["mean"]["measures"] != systems["of-long"]["measures"]
+    assert systems["long"]["measures"]["macro-spearman"] == pytest.approx(systems["long"]["measures"]["spearman"])
+    assert "spearman" in systems["mean"]["against_baseline"] and "macro-spearman" in systems["mean"]["against_baseline"]
+
+
 def test_it_is_a_stage_like_any_other(result: Any, pairs: Path) -> None:
     again = kdfw.run(pairs / "recipe.yaml", out=pairs / "run", cache=pairs / "cache")
     assert again is not None and again.nothing_to_do
@@ -123,17 +141,18 @@ def test_the_labels_are_cosines_and_the_cross_encoder_learned_them(result: Any) 
         ("stages.best.of=[labels]", "no model 'labels' at this point"),
         ("stages.long.dev_measure=spaerman", "no measure 'spaerman' for pairs"),
         ("stages.labels.split=dev", "scores of the split 'dev'"),
+        ("stages.of-long.split=dev", "scores of the split 'dev' ('of-long')"),
         ("stages.labels.of=[short]", "no stage with candidates 'short'"),
     ],
 )
 def test_faults_are_found_while_planning(pairs: Path, setting: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message.replace("[", r"\[").replace("`", ".")):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         kdfw.plan(pairs / "recipe.yaml", [setting])
 
 
 def test_the_check_goes_through_every_stage(pairs: Path, tmp_path: Path) -> None:
     reports = {report["name"]: report for report in kdfw.check(pairs / "recipe.yaml", cache=tmp_path / "cache")}
-    assert [report["state"] for report in reports.values()] == ["ready"] * 5
+    assert [report["state"] for report in reports.values()] == ["ready"] * 8
     assert reports["best"]["measure"] == "spearman" and reports["long"]["loss"]["bce"] > 0
 
 

@@ -8,7 +8,7 @@ import pytest
 from kdfw.evaluation.compare import compare_measure, measure_rows
 from kdfw.evaluation.significance import paired, paired_statistic, statistic_interval
 from kdfw.evaluation.statistics import Statistic, statistic_of
-from kdfw.evaluation.tasks import pair_measures, relation_f1, translation_measures
+from kdfw.evaluation.tasks import auc, pair_measures, relation_f1, translation_measures
 
 MEAN = Statistic(columns=("x",), of=lambda rows: float(rows[:, 0].mean()))
 
@@ -27,6 +27,20 @@ def test_correlations_of_rows_are_those_of_the_pairs(name: str) -> None:
     rows = pairs(0.5, 3)
     assert statistic.of(rows) == pytest.approx(pair_measures(rows[:, 0], rows[:, 1])[0][name], abs=1e-9)
     assert statistic.of(statistic.alike(rows)) == pytest.approx(statistic.of(rows), abs=1e-9)
+
+
+def test_area_and_mean_of_groups_of_rows_are_those_of_the_pairs() -> None:
+    scores, gold = pairs(2.0, 3).T
+    groups = np.arange(len(gold)) % 3
+    rows = np.column_stack([scores, gold, groups])
+    macro, area = statistic_of("macro-spearman"), statistic_of("auc")
+    assert macro is not None and area is not None and macro.columns == ("score", "gold", "group")
+    expected = pair_measures(scores, gold, [f"set {group}" for group in groups])[0]["macro-spearman"]
+    assert macro.of(rows) == pytest.approx(expected) == macro.of(macro.alike(rows))
+    # ranks within a group, so that systems with other scales in other groups can be exchanged pair by pair
+    assert macro.alike(rows)[groups == 1, 0].max() <= (groups == 1).sum()
+    binary = np.column_stack([scores, gold > 2])
+    assert area.of(area.alike(binary)) == pytest.approx(auc(*binary.T)) == area.of(binary)
 
 
 def test_corpus_scores_of_counts_are_sacrebleus() -> None:
