@@ -86,6 +86,10 @@ class StageContext(Protocol):
         """A loaded teacher: a model, or a source of scores."""
         ...
 
+    def scorer(self, name: str) -> Model | Teacher:
+        """The loaded teacher that wrote the scores of an earlier stage."""
+        ...
+
     def is_model(self, name: str) -> bool:
         """Whether a reference names a model, or a stage that trains one."""
         ...

@@ -132,6 +132,11 @@ class Context:
             return self._models[name]
         return self.model(name)
 
+    def scorer(self, name: str) -> Model | Teacher:
+        written = self.runtime.plan.stage(self.target(name).name)
+        teacher: str = getattr(written.stage, "teacher")  # noqa: B009
+        return Context(self.runtime, written, self.folder).teacher(teacher)  # a name means what it means there
+
     def is_model(self, name: str) -> bool:
         """Whether a reference names a model, or a stage that trains one."""
         target = self.target(name)

@@ -50,7 +50,7 @@ from kdfw.models.forward import (
 from kdfw.models.precision import autocast_dtype, numerics, resolve
 from kdfw.processes import any_process, from_main, mean_gradients, share_weights, sum_values
 from kdfw.references import CandidatesRef, DataRef, ModelRef, TeacherRef
-from kdfw.samplers.collate import StoredScores
+from kdfw.samplers.collate import StoredScores, made_candidates, only
 from kdfw.types import Batch, Clock, Signals
 
 if TYPE_CHECKING:
@@ -79,7 +79,11 @@ class Train(Stage):
         ],
         losses: Annotated[list[Loss], Field(description="loss terms; weighted and added")],
         teachers: Annotated[
-            list[TeacherRef], Field(description="score stages, models, or sources of scores; losses see them in order")
+            list[TeacherRef],
+            Field(
+                description="score stages (whose teacher scores what is made on the fly), models, or sources of "
+                "scores; losses see them in order"
+            ),
         ] = [],  # noqa: B006
         sampler: Annotated[Sampler | None, Field(description="what training sees; needed for ranking")] = None,
         augment: Annotated[list[Augmenter], Field(description="changes to drawn examples, in order")] = [],  # noqa: B006
@@ -247,9 +251,12 @@ class Train(Stage):
         for number, reference in enumerate(self.teachers):
             model = plan.model(reference)
             stored = model is None
-            if making and (stored or (isinstance(model, Teacher) and not model.made_texts)):
+            live = plan.scorer(reference) if stored else model
+            if making and (live is None or (isinstance(live, Teacher) and not live.made_texts)):
                 found = f"stored scores ({reference!r}) for examples that are made on the fly"
-                fix = "name the teacher model itself, so that it scores them while training"
+                fix = (
+                    "name a model, or a score stage of one (`activation: none`), so that it scores them while training"
+                )
                 yield plan.problem("teachers", number, found=found, fix=fix)
             if stored and plan.task not in ("ranking", "pairs"):
                 found = f"stored scores for the task {plan.task}"
@@ -388,7 +395,11 @@ class Trainer:
                 return _Slot(kind="trained", reference=reference, trained=name)
         if context.holds_scores(reference):
             stored = StoredScores(context.scores(reference), scored_texts(self.data, self.stage.split))
-            return _Slot(kind="stored", reference=reference, stored=stored)
+            slot = _Slot(kind="stored", reference=reference, stored=stored)
+            if any(augmenter.makes_texts for augmenter in self.stage.augment):
+                live = context.scorer(reference)
+                slot.model, slot.source = (_freeze(live), None) if isinstance(live, Model) else (None, live)
+            return slot
         teacher = context.teacher(reference)
         if isinstance(teacher, Model):
             frozen = copy.deepcopy(teacher) if any(teacher is model for model in self.models.values()) else teacher
@@ -659,16 +670,31 @@ class Trainer:
         if not need:
             return Signals()
         if slot.stored is not None:
-            logits, mask = slot.stored.logits(batch)
-            return Signals(logits=logits.to(self.device), mask=mask.to(self.device))
-        if slot.model is not None:
-            workers = None if alone else self.workers
-            found = signals_of(
-                slot.model, batch, need, device=self.device, budget=self.budget, workers=workers, autocast=self.autocast
-            )
-            return found.detached()
-        assert slot.source is not None
-        return self._ask(slot.source, batch)
+            return self._stored_signals(slot, slot.stored, batch)
+        return self._live_signals(slot, batch, need, alone)
+
+    def _stored_signals(self, slot: _Slot, stored: StoredScores, batch: Batch) -> Signals:
+        """Scores of an earlier stage; candidates made on the fly are scored by that stage's teacher."""
+        logits, mask = (part.to(self.device) for part in stored.logits(batch))
+        made = made_candidates(batch) if slot.model or slot.source else None
+        if made is not None and made.any():
+            part, items, columns = only(batch, made)
+            fresh = self._live_signals(slot, part, frozenset({"logits"}))
+            assert part.mask is not None
+            places = items[:, None].expand_as(columns)[part.mask], columns[part.mask]
+            logits[places] = fresh["logits"][part.mask].to(logits.dtype)
+            mask[places] = True if fresh.mask is None else fresh.mask[part.mask]
+        return Signals(logits=logits, mask=mask)
+
+    def _live_signals(self, slot: _Slot, batch: Batch, need: frozenset[str], alone: bool = False) -> Signals:
+        if slot.model is None:
+            assert slot.source is not None
+            return self._ask(slot.source, batch)
+        workers = None if alone else self.workers
+        found = signals_of(
+            slot.model, batch, need, device=self.device, budget=self.budget, workers=workers, autocast=self.autocast
+        )
+        return found.detached()
 
     def _ask(self, source: Teacher, batch: Batch) -> Signals:
         """Scores of a source that works on texts, one call for the whole batch; asked on the main process only."""

@@ -67,6 +67,13 @@ class PlanView:
         """
         return self._planner.model_behind(self._targets[name])
 
+    def scorer(self, name: str) -> Model | Teacher | None:
+        """Whose scores, as it gives them, a reference to stored scores points to; None where that is no one teacher."""
+        stage = self.stage_of(name)
+        written_by = getattr(stage, "teacher", None) if getattr(stage, "activation", "none") == "none" else None
+        behind = self._planner.stage_targets.get(self._targets[name].name, {}).get(written_by or "")
+        return None if behind is None else self._planner.model_behind(behind)
+
     def stage_of(self, name: str) -> Stage | None:
         """The earlier stage a reference points to, or None for a model or a data set."""
         target = self._targets[name]

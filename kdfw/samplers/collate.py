@@ -198,6 +198,37 @@ def take(batch: Batch, rows: Sequence[int]) -> Batch:
     )
 
 
+def only(batch: Batch, chosen: Tensor) -> tuple[Batch, Tensor, Tensor]:
+    """Some candidates of a batch as a batch of their own, and where they stand in the first one.
+
+    Args:
+        chosen: (Q, D) bool, at least one True, real candidates only.
+    Returns: the batch of the R items with any; (R,) their items; (R, W) columns, to be read under the new mask.
+    """
+    assert batch.candidates is not None
+    columns = (~chosen).to(torch.int8).argsort(dim=1, stable=True)[:, : int(chosen.sum(1).max())]
+    mask = chosen.gather(1, columns)
+    candidates = batch.candidates.gather(1, columns)
+    part = replace(
+        batch,
+        candidates=torch.where(mask, candidates, candidates[:, :1]),
+        mask=mask,
+        labels=None if batch.labels is None else batch.labels.gather(1, columns),
+        kinds=(),
+    )
+    items = chosen.any(1).nonzero().flatten()
+    return take(part, items.tolist()), items, columns[items]
+
+
+def made_candidates(batch: Batch) -> Tensor:
+    """(Q, D) bool: real candidates whose text was made on the fly."""
+    assert batch.candidates is not None and batch.mask is not None
+    passages = batch.inputs["passage"]
+    assert not isinstance(passages, Tensor)
+    made = torch.tensor([text.made is not None for text in passages])
+    return made[batch.candidates] & batch.mask
+
+
 def texts_of_batch(batch: Batch) -> tuple[list[str], list[list[str]], list[tuple[str, list[str]]]]:
     """Query texts, each query's candidate texts, and (query id, candidate ids): what `Teacher.score` is asked.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from kdfw.data.ranking import Ranking
 from kdfw.data.sets import RankingData
 from kdfw.data.table import TextTable
 from kdfw.errors import DataError
-from kdfw.samplers.collate import StoredScores, collate, take, teacher_logits, texts_of_batch
+from kdfw.samplers.collate import StoredScores, collate, made_candidates, only, take, teacher_logits, texts_of_batch
 from kdfw.types import Batch, Candidate, Example, Text
 
 
@@ -69,6 +70,24 @@ def test_batch_by_hand(data: RankingData) -> None:
     assert batch.known_positives.int().tolist() == [[1, 0, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
     weights = batch.extras["w"].tolist()
     assert math.isnan(weights[0]) and weights[1] == 0.5
+
+
+def test_some_candidates_of_a_batch_and_where_they_stood(data: RankingData) -> None:
+    made = [Candidate(id="", text=Text(source=None, made=text), kind="dark") for text in ("odd", "even")]
+    first, second, third = (example(data, query, rows) for query, rows in ((0, [1, 5, 3]), (1, [2, 1]), (2, [9])))
+    first = replace(first, candidates=(*first.candidates[:2], *made, first.candidates[2]))
+    third = replace(third, candidates=(*third.candidates, made[1]))
+    batch = collate([first, second, third], "ranking", data)
+    chosen = made_candidates(batch)
+    assert chosen.tolist() == [[False, False, True, True, False], [False] * 5, [False, True, False, False, False]]
+    part, items, columns = only(batch, chosen)
+    assert part.ids == ("q0", "q2") and items.tolist() == [0, 2] and part.num_items == 2
+    queries, texts, ids = texts_of_batch(part)
+    assert queries == ["what 0", "what 2"] and texts == [["odd", "even"], ["even"]]
+    assert ids == [("q0", ["", ""]), ("q2", [""])]
+    assert part.mask is not None and part.mask.tolist() == [[True, True], [True, False]]
+    assert columns[part.mask].tolist() == [2, 3, 1]
+    assert [str(text) for text in part.inputs["passage"]] == ["odd", "even"]  # no other text has to be computed
 
 
 def test_a_text_made_on_the_fly_is_not_the_passage_whose_id_it_has(data: RankingData) -> None:
