@@ -17,6 +17,7 @@ _PUBLIC = {
     "check": "kdfw.engine.api",
     "diagnose": "kdfw.engine.diagnose",
     "evaluate": "kdfw.evaluation.api",
+    "sweep": "kdfw.engine.sweep",
     "hookimpl": "kdfw.hookspecs",
 }
 

@@ -31,10 +31,12 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
         return sub
 
-    def recipe_arguments(sub: argparse.ArgumentParser, also: str = "") -> None:
+    def recipe_arguments(
+        sub: argparse.ArgumentParser, also: str = "", out: str = "run folder; default: runs/<name>"
+    ) -> None:
         sub.add_argument("recipe", help=f"path of a recipe, or the name of one that ships with kdfw (quickstart){also}")
         sub.add_argument("settings", nargs="*", metavar="key.path=value", help="values that replace the recipe's")
-        sub.add_argument("--out", type=Path, help="run folder; default: runs/<name>")
+        sub.add_argument("--out", type=Path, help=out)
         sub.add_argument("--cache", type=Path, help="shared cache; default: $KDFW_CACHE, or beside the runs")
 
     run = add("run", _run, "run a recipe, or go on where it stopped")
@@ -52,6 +54,20 @@ def build_parser() -> argparse.ArgumentParser:
     recipe_arguments(check)
     check.add_argument("--offline", action="store_true", help="never ask a hub")
     check.add_argument("--json", action="store_true", help="as JSON")
+
+    sweep = add("sweep", _sweep, "run a small grid of a recipe's values and seeds, and compare what came of it")
+    recipe_arguments(sweep, out="folder of the run folders; default: runs/<name>-sweep")
+    sweep.add_argument(
+        "--grid", action="append", default=[], metavar="KEY=V1,V2", help="values of a key; several: every combination"
+    )
+    sweep.add_argument("--seeds", metavar="N", help="number of seeds, from the recipe's on; or seeds as 1,2,3")
+    sweep.add_argument("--plan", action="store_true", help="print the runs and what is cached; run nothing")
+    sweep.add_argument("--baseline", help="what the others are tested against; default: the first values of the grid")
+    sweep.add_argument("--measure", action="append", help="of the comparison; may be repeated; default: all")
+    sweep.add_argument("--processes", type=int, default=1, metavar="N", help="processes of each run")
+    sweep.add_argument("--offline", action="store_true", help="never ask a hub for a model or data set")
+    sweep.add_argument("--trust-remote-code", action="store_true", help="let model folders run their own code")
+    sweep.add_argument("--json", action="store_true", help="as JSON")
 
     diagnosis = add("diagnose", _diagnose, "look at teachers' scores: spread, temperature, judgements, agreement")
     recipe_arguments(diagnosis, "; or a run folder. Of a recipe the stages up to the teachers' scores are run")
@@ -200,6 +216,33 @@ def _check(arguments: argparse.Namespace) -> int:
     )
     print(text)
     return 2 if warnings else 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    import json
+
+    from kdfw.engine import cells, sweep, sweep_result
+
+    seeds = None if arguments.seeds is None else cells.seeds_of(arguments.seeds)
+    chosen = (arguments.recipe, arguments.grid, seeds, arguments.settings)
+    if arguments.plan:
+        print(sweep.plan_text(*chosen, out=arguments.out, cache=arguments.cache, as_json=arguments.json))
+        return 0
+    result = sweep.sweep(
+        *chosen,
+        out=arguments.out,
+        cache=arguments.cache,
+        baseline=arguments.baseline,
+        measures=arguments.measure,
+        processes=arguments.processes,
+        offline=arguments.offline,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    if arguments.json:
+        print(json.dumps(sweep_result.sweep_values(result), indent=2, ensure_ascii=False))
+    else:
+        print(f"{sweep_result.sweep_text(result)}\n\nsweep folder: {result.folder}")
+    return result.exit_code
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from kdfw.context import Workers
 from kdfw.errors import ConfigError, KdfwError
@@ -183,13 +183,16 @@ def open_store() -> Any:
     return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
 
 
-def launch(processes: int, arguments: Sequence[str]) -> int:
+def launch(processes: int, arguments: Sequence[str], output: IO[bytes] | None = None) -> int:
     """Run `kdfw ARGUMENTS` in that many processes of this machine; returns the exit code of the first that failed.
 
     Torch's own launcher always returns 1 and prints a stack trace of itself. Ctrl-C and SIGTERM are passed on.
+
+    Args:
+        output: where the processes write what they would print; default: where this one prints.
     """
     threads = {}
-    if "OMP_NUM_THREADS" not in os.environ:
+    if processes > 1 and "OMP_NUM_THREADS" not in os.environ:
         threads["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
     store = open_store()
     children = [
@@ -197,6 +200,8 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
             [sys.executable, "-m", "kdfw", *arguments],
             env={**os.environ, **threads, **environment(rank, processes, store.port)},
             start_new_session=True,  # Ctrl-C reaches them once, through us
+            stdout=output,
+            stderr=output,
         )
         for rank in range(processes)
     ]

@@ -113,7 +113,7 @@ def run_plan(
 def _run_stages(runtime: Runtime) -> RunResult:
     """Every stage of the plan, then the report. The run folder is ours."""
     plan, out, store, workers = runtime.plan, runtime.out, runtime.store, runtime.workers
-    before = _finished(out, plan)
+    before = is_finished(out, plan)
     if workers.main:
         _write_recipe(out, plan)
     stages: dict[str, Path] = {}
@@ -301,7 +301,7 @@ def _holds(target: Path, artifact: Artifact) -> bool:
         return False
 
 
-def _finished(out: Path, plan: Plan) -> bool:
+def is_finished(out: Path, plan: Plan) -> bool:
     """Whether the run folder holds a finished run of this very plan."""
     try:
         manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))

@@ -21,7 +21,7 @@ from kdfw.evaluation.significance import (
     statistic_value,
 )
 from kdfw.evaluation.statistics import INPUTS, Statistic, statistic_of
-from kdfw.evaluation.systems import Compared, load_evaluations
+from kdfw.evaluation.systems import Compared, Evaluation, load_evaluations
 from kdfw.evaluation.table import Style, grid, number
 from kdfw.types import Qrels
 
@@ -64,7 +64,7 @@ def compare(
     wanted = list(measures or shared)
     if not wanted:
         raise DataError("the runs share no measure")
-    result: dict[str, Any] = {"baseline": baseline, "measures": wanted, "systems": {}}
+    result: dict[str, Any] = {"baseline": baseline, "measures": wanted, "order": names, "systems": {}}
     for system in systems:
         facts = {key: system.facts[key] for key in FACTS if system.facts.get(key) is not None}
         facts |= {key: value for key, value in system.facts.items() if key.startswith("teacher_cost_")}
@@ -100,11 +100,16 @@ def compare_runs(
 
     Arguments and errors: see `compare` and `load_evaluations`.
     """
-    results = []
-    for evaluation in load_evaluations(paths, qrels, measures, stage, separate_seeds):
-        result = compare(evaluation.systems, measures, baseline, seed)
-        results.append({"stage": evaluation.name, "measured_on": evaluation.measured_on, **result})
-    return results
+    found = load_evaluations(paths, qrels, measures, stage, separate_seeds)
+    return [compare_evaluation(evaluation, measures, baseline, seed) for evaluation in found]
+
+
+def compare_evaluation(
+    evaluation: Evaluation, measures: Sequence[str] | None = None, baseline: str | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """`compare` of the systems of one evaluate stage, with its name and what it `measured_on`."""
+    result = compare(evaluation.systems, measures, baseline, seed)
+    return {"stage": evaluation.name, "measured_on": evaluation.measured_on, **result}
 
 
 def shared_measures(values: Sequence[Mapping[str, Any]], classes: Sequence[str] = ()) -> list[str]:
@@ -285,8 +290,9 @@ def _costs(result: Mapping[str, Any], style: Style) -> str:
             cells.append("" if value is None else _amount(cost, value) + ("*" if name in best else ""))
         rows.append(cells)
     head = [COSTS[cost][0] if cost in COSTS else f"teacher {cost.rpartition('_')[2]}" for cost in result["pareto"]]
-    table = grid(["quality against cost", measure, *head], rows, style)
-    return f"{table}\n{_note('* no other system is better in both ' + measure + ' and this cost', style)}"
+    note = f"a star: no other system is better in both {measure} and this cost"
+    gap = "\n\n" if style == "markdown" else "\n"
+    return grid(["quality against cost", measure, *head], rows, style) + gap + _note(note, style)
 
 
 def _notes(result: Mapping[str, Any], style: Style) -> str:
@@ -299,7 +305,7 @@ def _notes(result: Mapping[str, Any], style: Style) -> str:
         text += (
             "\n± is the standard deviation over seeds; intervals and tests are over queries, on the means of the seeds"
         )
-    return _note(text, style)
+    return _note(text.replace("\n", "  \n") if style == "markdown" else text, style)
 
 
 def _note(text: str, style: Style) -> str:

@@ -215,6 +215,7 @@ def merge_seeds(systems: Sequence[Compared]) -> list[Compared]:
     """Runs of one recipe with different seeds become one system with several seeds.
 
     Of run folders the recipe decides; files and systems that differ only in a `seed<number>` of their name go together.
+    A system that the seed does not change (BM25) has one seed.
     """
     groups: dict[tuple[str, str], list[Compared]] = {}
     for system in systems:
@@ -226,12 +227,13 @@ def merge_seeds(systems: Sequence[Compared]) -> list[Compared]:
         if len(group) == 1 or repeated:
             merged += group
             continue
+        seeds = [seed for system in group for seed in system.seeds]
         merged.append(
             replace(
                 group[0],
                 name=_SEED.sub("", group[0].name) if not recipe else group[0].name,
                 run=_common_label([system.run for system in group]),
-                seeds=[seed for system in group for seed in system.seeds],
+                seeds=seeds[:1] if all(seed == seeds[0] for seed in seeds) else seeds,
                 facts=_mean_facts([system.facts for system in group]),
                 seed=None,
             )
@@ -241,8 +243,8 @@ def merge_seeds(systems: Sequence[Compared]) -> list[Compared]:
 
 def _common_label(labels: Sequence[str]) -> str:
     """What names of runs share but for the seed; else all of them."""
-    plain = dict.fromkeys(_SEED.sub("", label) for label in labels)
-    return next(iter(plain)) if len(plain) == 1 else "+".join(dict.fromkeys(labels))
+    plain = {_SEED.sub("", label) for label in labels}
+    return (plain.pop() if len(plain) == 1 else "") or "+".join(dict.fromkeys(labels))
 
 
 def _mean_facts(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
