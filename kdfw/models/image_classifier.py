@@ -40,7 +40,7 @@ class ImageClassifier(Model):
         if (net is None) == (base is None):
             raise ConfigError("image-classifier: write either `net` (from scratch) or `base` (pretrained)")
         if net is not None:
-            image_nets.build(net, 1)  # an unknown name is refused before anything loads
+            image_nets.check(net)
         self.net = net
         self.base = base
         self.revision = revision

@@ -6,29 +6,43 @@ Each maps (R, channels, height, width) to a feature map; `ImageClassifier` adds 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from kdfw.errors import ConfigError
 
-NAMES = "resnetD (D = 6n + 2: 8, 14, 20, 32, ...), resnetDx4, wrn-D-K (D = 6n + 4), vgg8"
+NAMES = "resnetD (D = 6n + 2: 8, 14, 20, 32, ...), resnetDx4, resnet18, resnet34, wrn-D-K (D = 6n + 4), vgg8"
+_WIDE_STAGES = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 
 
 def build(name: str, channels: int) -> tuple[nn.Module, int]:
     """(network, channels of its feature map). Raises: ConfigError for an unknown name."""
+    make, width = _find(name)
+    return make(channels), width
+
+
+def check(name: str) -> None:
+    """Raises ConfigError for an unknown name; builds nothing."""
+    _find(name)
+
+
+def _find(name: str) -> tuple[Callable[[int], nn.Module], int]:
+    if name in _WIDE_STAGES:
+        return partial(ResNet, _WIDE_STAGES[name], (64, 64, 128, 256, 512)), 512
     if match := re.fullmatch(r"resnet(\d+)(x4)?", name):
         depth = int(match[1])
         if depth % 6 == 2 and depth >= 8:
             widths = (32, 64, 128, 256) if match[2] else (16, 16, 32, 64)
-            return ResNet((depth - 2) // 6, widths, channels), widths[-1]
+            return partial(ResNet, (depth // 6,) * 3, widths), widths[-1]
     elif match := re.fullmatch(r"wrn-(\d+)-(\d+)", name):
         depth, factor = int(match[1]), int(match[2])
         if depth % 6 == 4 and depth >= 10 and factor >= 1:
-            return WideResNet((depth - 4) // 6, factor, channels), 64 * factor
+            return partial(WideResNet, depth // 6, factor), 64 * factor
     elif name == "vgg8":
-        return VGG8(channels), 512
+        return VGG8, 512
     raise ConfigError(f"net: no network {name!r}; known: {NAMES}")
 
 
@@ -56,14 +70,18 @@ class _Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """CIFAR ResNet of 6n + 2 layers (arXiv:1512.03385, sec. 4.2); `widths` of stem and of the three stages."""
+    """ResNet with a 3 x 3 stem and no pooling in it, for small images (arXiv:1512.03385, sec. 4.2).
 
-    def __init__(self, blocks: int, widths: Sequence[int], channels: int) -> None:
+    `blocks` of each stage, `widths` of the stem and of each stage. Three stages of n blocks are the CIFAR net of 6n + 2
+    layers; four stages from 64 channels are ResNet-18 and -34 as they are used on CIFAR.
+    """
+
+    def __init__(self, blocks: Sequence[int], widths: Sequence[int], channels: int) -> None:
         super().__init__()
         self.stem, self.norm = convolution(channels, widths[0]), nn.BatchNorm2d(widths[0])
         stages = []
-        for stage in range(3):
-            for block in range(blocks):
+        for stage, number in enumerate(blocks):
+            for block in range(number):
                 inputs = widths[stage + 1] if block else widths[stage]
                 stages.append(_Block(inputs, widths[stage + 1], 2 if stage and not block else 1))
         self.blocks = nn.Sequential(*stages)

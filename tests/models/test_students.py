@@ -296,8 +296,16 @@ def test_the_head_of_a_text_classifier_is_its_last_layer(build: Build, ranking_b
 
 @pytest.mark.parametrize(
     ("net", "millions"),
-    # parameters published for 100 classes and 3 channels (arXiv:1910.10699 and its code)
-    [("resnet8x4", 1.233540), ("resnet32x4", 7.433860), ("wrn-16-2", 0.703284), ("wrn-40-2", 2.255156)],
+    # parameters published for 100 classes and 3 channels (arXiv:1910.10699 and its code; the last two: MMPretrain's
+    # model zoo, for 10 classes)
+    [
+        ("resnet8x4", 1.233540),
+        ("resnet32x4", 7.433860),
+        ("wrn-16-2", 0.703284),
+        ("wrn-40-2", 2.255156),
+        ("resnet18", 11.17 + 90 * 513e-6),
+        ("resnet34", 21.28 + 90 * 513e-6),
+    ],
 )
 def test_image_nets_have_their_published_size(net: str, millions: float) -> None:
     from kdfw.models.image_nets import build as build_net
@@ -305,6 +313,14 @@ def test_image_nets_have_their_published_size(net: str, millions: float) -> None
     body, width = build_net(net, 3)
     total = sum(parameter.numel() for parameter in body.parameters()) + width * 100 + 100
     assert total / 1e6 == pytest.approx(millions, rel=0.003)
+
+
+def test_naming_an_image_net_builds_and_draws_nothing() -> None:
+    before = torch.get_rng_state()
+    assert not list(STUDENTS["image-classifier"](net="resnet34").parameters())
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(ConfigError, match="no network 'resnet9'"):
+        STUDENTS["image-classifier"](net="resnet9")
 
 
 def test_a_translator_learns_and_translates(build: Build, ranking_batch: Batch) -> None:
