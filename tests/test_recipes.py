@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import io
+import itertools
 import json
 import random
 import struct
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import kdfw
 from kdfw.data.pydocs import PyDocs
@@ -46,6 +50,7 @@ def made_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_relations(root / "semeval2010-task8", rng)
     write_digits(root / "mnist-10k")
     write_translations(root / "multi30k", rng)
+    write_photographs(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDFW_DATA", str(root))
         yield root
@@ -123,6 +128,24 @@ def write_digits(folder: Path) -> None:
         header + b"\x03" + struct.pack(">3I", *images.shape) + images.tobytes()
     )
     (folder / "t10k-labels-idx1-ubyte").write_bytes(header + b"\x01" + struct.pack(">I", 600) + labels.tobytes())
+
+
+def write_photographs(root: Path) -> None:
+    """32 x 32 colour noise with a bright bar whose place is the class: as an archive, and some of it as a folder."""
+    draw = np.random.default_rng(0)
+    (root / "cifar10-subset").mkdir(parents=True)
+    with zipfile.ZipFile(root / "cifar10-subset" / "cifar10-subset.zip", "w") as archive:
+        for split, number in (("train", 40), ("test", 10)):
+            for label, row in itertools.product(range(10), range(number)):
+                pixels = draw.integers(0, 100, size=(32, 32, 3)).astype(np.uint8)
+                pixels[3 * label : 3 * label + 4, :, row % 3] = 255
+                name = f"{split}/bar{label}/{row:04}.png"
+                stream = io.BytesIO()
+                Image.fromarray(pixels).save(stream, "PNG")
+                archive.writestr(name, stream.getvalue())
+                if row < 2:
+                    (root / "cifar-100" / name).parent.mkdir(parents=True, exist_ok=True)
+                    (root / "cifar-100" / name).write_bytes(stream.getvalue())
 
 
 def write_translations(folder: Path, rng: random.Random) -> None:
