@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -20,7 +20,8 @@ from kdfw.data.sets import Data, PairData, Pairs, Parallel, ParallelData
 from kdfw.data.sizes import lines_in
 from kdfw.data.store import missing_file
 from kdfw.data.table import TextTable, TextTableWriter
-from kdfw.errors import ConfigError, DataError
+from kdfw.errors import ConfigError, DataError, one_of
+from kdfw.fingerprint import fingerprint as combined_fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +115,34 @@ def ingest_pairs(
     return {"splits": content}
 
 
-def load_pairs(folder: Path, content: Mapping[str, Any], fingerprint: str, name: str) -> PairData:
-    """Open what `ingest_pairs` wrote."""
+Limit = Annotated[
+    dict[str, Annotated[int, Field(ge=1)]] | None,
+    Field(description="at most so many pairs of a split, by split: rows at even distances, the same in every run"),
+]
+
+
+def spread(number: int, limit: int) -> np.ndarray:
+    """At most `limit` of `number` rows, at even distances, ascending."""
+    kept = min(number, limit)
+    return np.arange(kept, dtype=np.int64) * number // max(1, kept)
+
+
+def checked_limit(limit: Mapping[str, int] | None, splits: Sequence[str], owner: str) -> dict[str, int]:
+    """The limits as given. Raises ConfigError for a split that is not there."""
+    for split in limit or {}:
+        if split not in splits:
+            raise ConfigError(f"{owner}: limit: no split {split!r}; {one_of(split, splits)}")
+    return dict(limit or {})
+
+
+def load_pairs(
+    folder: Path,
+    content: Mapping[str, Any],
+    fingerprint: str,
+    name: str,
+    limit: Mapping[str, int] = {},  # noqa: B006
+) -> PairData:
+    """Open what `ingest_pairs` wrote, at most `limit` pairs of each split it names."""
     splits: dict[str, Pairs] = {}
     for split, entry in content["splits"].items():
         place = folder / str(entry["number"])
@@ -126,10 +153,23 @@ def load_pairs(folder: Path, content: Mapping[str, Any], fingerprint: str, name:
             rows = np.load(place / f"{entry['rows']}.npy", allow_pickle=False)
             left, right, codes = left.select(rows), right.select(rows), codes[rows]
             gold = None if gold is None else gold[rows]
+        if split in limit:
+            rows = spread(len(left), limit[split])
+            left, right, codes = left.select(rows), right.select(rows), codes[rows]
+            gold = None if gold is None else gold[rows]
         names = read_strings(place / "groups.json")
         groups = [names[code] for code in codes]
         splits[split] = Pairs(ids=left.ids(), left=left, right=right, gold=gold, groups=groups)
-    return PairData(name=name, fingerprint=fingerprint, splits=splits)
+    whole = fingerprint if not limit else combined_fingerprint([fingerprint, dict(limit)])
+    return PairData(name=name, fingerprint=whole, splits=splits)
+
+
+def limited(sizes: Sizes, limit: Mapping[str, int]) -> Sizes:
+    """Sizes of data that keeps at most so many pairs of a split."""
+    return replace(
+        sizes,
+        items={split: each.within(limit[split]) if split in limit else each for split, each in sizes.items.items()},
+    )
 
 
 def checked_range(gold_range: tuple[float, float] | None, owner: str) -> tuple[float, float] | None:
@@ -164,6 +204,7 @@ class TsvPairs(IngestedDataset):
         ] = None,
         gold_range: GoldRange = None,
         dev_share: DevShare = 0.0,
+        limit: Limit = None,
         name: Name = None,
         on_error: Skip = "raise",
     ) -> None:
@@ -171,6 +212,7 @@ class TsvPairs(IngestedDataset):
         self._files = {split: found if isinstance(found, list) else [found] for split, found in files.items()}
         self._gold, self._left, self._right, self._dev_share = gold, left, right, dev_share
         self._unlabelled = set(unlabelled or ())
+        self._limit = checked_limit(limit, [*files, *(["dev"] if dev_share > 0 else [])], "tsv-pairs")
         unknown = self._unlabelled - set(files)
         if unknown:
             raise ConfigError(f"tsv-pairs: unlabelled names {sorted(unknown)[0]!r}; splits: {', '.join(files)}")
@@ -198,7 +240,8 @@ class TsvPairs(IngestedDataset):
 
     def counted(self) -> Sizes:
         """A pair is a line."""
-        return Sizes(items={split: lines_in(paths) for split, paths in self._files.items()}).with_dev(self._dev_share)
+        sizes = Sizes(items={split: lines_in(paths) for split, paths in self._files.items()}).with_dev(self._dev_share)
+        return limited(sizes, self._limit)
 
     def ingest(self, folder: Path, bad: BadLines) -> Mapping[str, Any]:
         self.splits()
@@ -213,7 +256,8 @@ class TsvPairs(IngestedDataset):
         return ingest_pairs(folder, sources, self._dev_share, bad, self._gold_range)
 
     def load(self, folder: Path, content: Mapping[str, Any], fingerprint: str) -> Data:
-        return load_pairs(folder, content, fingerprint, self.display_name(next(iter(self._files.values()))[0]))
+        name = self.display_name(next(iter(self._files.values()))[0])
+        return load_pairs(folder, content, fingerprint, name, self._limit)
 
 
 def _stem(path: Path) -> str:
@@ -242,9 +286,12 @@ class Sts(IngestedDataset):
             Path | None, Field(description="`sentence TAB sentence` file that becomes a split `unlabelled`")
         ] = None,
         gold_range: GoldRange = None,
+        limit: Limit = None,
         name: Name = None,
         on_error: Skip = "raise",
     ) -> None:
+        there = ["test", *(["train", "dev"] if train else []), *(["unlabelled"] if unlabelled else [])]
+        self._limit = checked_limit(limit, there, "sts")
         self.folder, self._test, self._train, self._unlabelled = folder, test, train, unlabelled
         self._gold_range = checked_range(gold_range, "sts")
         decisive = {"test": test, "train": train, "unlabelled": unlabelled is not None, "range": gold_range}
@@ -292,7 +339,8 @@ class Sts(IngestedDataset):
 
     def counted(self) -> Sizes:
         """A pair is a line."""
-        return Sizes(items={split: lines_in([p for _, _, p in parts]) for split, parts in self._parts().items()})
+        sizes = Sizes(items={split: lines_in([p for _, _, p in parts]) for split, parts in self._parts().items()})
+        return limited(sizes, self._limit)
 
     def ingest(self, folder: Path, bad: BadLines) -> Mapping[str, Any]:
         sources: dict[str, list[PairSource]] = {}
@@ -302,7 +350,7 @@ class Sts(IngestedDataset):
         return ingest_pairs(folder, sources, 0.0, bad, self._gold_range)
 
     def load(self, folder: Path, content: Mapping[str, Any], fingerprint: str) -> Data:
-        return load_pairs(folder, content, fingerprint, self.display_name(self.folder))
+        return load_pairs(folder, content, fingerprint, self.display_name(self.folder), self._limit)
 
 
 # ---------------------------------------------------------------- translation

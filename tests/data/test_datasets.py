@@ -246,6 +246,31 @@ def test_gold_scores_can_be_put_on_the_scale_from_0_to_1(tmp_path: Path) -> None
         TsvPairs(files={"train": file}, gold_range=(5, 1))
 
 
+def test_a_limit_keeps_rows_at_even_distances(tmp_path: Path) -> None:
+    file = tmp_path / "train.tsv"
+    file.write_text("".join(f"{row}\tleft {row}\tright {row}\n" for row in range(10)), encoding="utf-8")
+
+    def rows(limit: dict[str, int] | None, **options: float) -> PairData:
+        data = TsvPairs(files={"train": file}, limit=limit, **options).open(tmp_path / "cache")  # type: ignore[arg-type]
+        assert isinstance(data, PairData)
+        return data
+
+    few = rows({"train": 4}).splits["train"]
+    assert few.gold is not None and few.gold.tolist() == [0, 2, 5, 7] and few.groups == ["train"] * 4
+    assert [few.left.text(row)[5:] + few.right.text(row)[6:] for row in range(4)] == ["00", "22", "55", "77"]
+    assert list(few.ids) == ["train:1", "train:3", "train:6", "train:8"]
+    assert rows({"train": 50}).splits["train"].ids == rows(None).splits["train"].ids
+    assert rows({"train": 4}).fingerprint != rows({"train": 5}).fingerprint != rows(None).fingerprint
+    carved = rows({"train": 2, "dev": 1}, dev_share=0.4).splits
+    assert (len(carved["train"].ids), len(carved["dev"].ids)) == (2, 1)
+    sizes = TsvPairs(files={"train": file}, limit={"train": 4}).sizes(tmp_path / "elsewhere")
+    assert sizes.items["train"].value == 4
+    with pytest.raises(ConfigError, match="limit: no split 'tran'; did you mean 'train'"):
+        TsvPairs(files={"train": file}, limit={"tran": 4})
+    with pytest.raises(ConfigError, match="limit: no split 'unlabelled'"):
+        Sts(folder=tmp_path, limit={"unlabelled": 4})
+
+
 def test_pairs_in_other_columns_with_dev_and_groups(data_dir: Path, tmp_path: Path) -> None:
     folder = data_dir / "trecqa"
     dataset = TsvPairs(
