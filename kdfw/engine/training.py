@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from kdfw.context import StageContext
     from kdfw.recipe.view import PlanView
 
+Every = Annotated[int, Field(ge=1)] | Literal["epoch"]
 STUDENT = "student"
 """Name of a stage's main model among those it trains."""
 MAX_PIECES = 1024
@@ -108,7 +109,7 @@ class Train(Stage):
         ] = None,
         dev_pool: Annotated[int, Field(ge=1, description="passages in that pool, besides the relevant ones")] = 5000,
         dev_every: Annotated[
-            int | Literal["epoch"], Field(description="steps between evaluations, or `epoch`")
+            Every | list[Every], Field(description="steps between evaluations, or `epoch`; a list: both")
         ] = "epoch",
         patience: Annotated[
             int | None, Field(ge=1, description="stop after this many evaluations without improvement")
@@ -784,8 +785,9 @@ class Trainer:
     def _evaluate_now(self, done: int) -> bool:
         if self.dev is None:
             return False
-        every = self.feed.steps_per_epoch if self.stage.dev_every == "epoch" else self.stage.dev_every
-        return done % int(every) == 0 or done == self.feed.total_steps
+        given = self.stage.dev_every if isinstance(self.stage.dev_every, list) else [self.stage.dev_every]
+        steps = [self.feed.steps_per_epoch if every == "epoch" else every for every in given]
+        return any(done % every == 0 for every in steps) or done == self.feed.total_steps
 
     def _keep_best(self) -> None:
         if self.workers.main:

@@ -41,6 +41,7 @@ stages:
     sampler: {{type: pairs, symmetric: true}}
     losses: [bce]
     dev: dev
+    dev_every: [15, epoch]
     train: {{steps: 60, batch_size: 8, lr: 3e-3, precision: fp32}}
   - {{name: best, type: select, of: [cross, short, long]}}
   - {{name: of-long, type: score, teacher: long, split: test}}
@@ -126,8 +127,11 @@ def test_its_card_is_that_of_the_training_stage(result: Any) -> None:
 def test_the_labels_are_cosines_and_the_cross_encoder_learned_them(result: Any) -> None:
     checks = read(result, "labels", "checks.json")
     assert checks["pairs"] == 24 and -1 <= checks["lowest"] < checks["highest"] <= 1.0001
-    losses = [json.loads(line) for line in (result.stages["long"] / "metrics.jsonl").read_text().splitlines()]
-    assert any("dev/spearman" in line for line in losses)
+    lines = [json.loads(line) for line in (result.stages["long"] / "metrics.jsonl").read_text().splitlines()]
+    values = {line["step"]: line["dev/spearman"] for line in lines if "dev/spearman" in line}
+    # 48 items in batches of 8: the end of an epoch every 6 steps, and every 15 steps
+    assert list(values) == sorted({*range(6, 61, 6), *range(15, 61, 15)})
+    assert result.summaries["long"]["best dev spearman"] == max(values.values())
 
 
 @pytest.mark.parametrize(
@@ -142,6 +146,7 @@ def test_the_labels_are_cosines_and_the_cross_encoder_learned_them(result: Any) 
         ("stages.long.dev_measure=spaerman", "no measure 'spaerman' for pairs"),
         ("stages.labels.split=dev", "scores of the split 'dev'"),
         ("stages.of-long.split=dev", "scores of the split 'dev' ('of-long')"),
+        ("stages.long.dev_every=[0]", "greater than or equal to 1"),
         ("stages.labels.of=[short]", "no stage with candidates 'short'"),
     ],
 )
