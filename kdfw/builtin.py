@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kdfw.components import Constant, Dataset, Loss, Model, Retriever, Sampler, Schedule, Stage, Teacher, Weighting
+from kdfw.components import (
+    Augmenter,
+    Constant,
+    Dataset,
+    Loss,
+    Model,
+    Retriever,
+    Sampler,
+    Schedule,
+    Stage,
+    Teacher,
+    Weighting,
+)
 from kdfw.data.datasets import DATASETS
 from kdfw.engine.select import Select
 from kdfw.engine.training import Train
@@ -14,7 +26,7 @@ from kdfw.losses import LOSSES, WEIGHTINGS
 from kdfw.models import STUDENTS
 from kdfw.retrieval import RETRIEVERS
 from kdfw.retrieval import STAGES as RETRIEVAL_STAGES
-from kdfw.samplers import SAMPLERS
+from kdfw.samplers import AUGMENTERS, SAMPLERS
 from kdfw.schedules import SCHEDULES
 from kdfw.teachers import STAGES as TEACHER_STAGES
 from kdfw.teachers import TEACHERS
@@ -33,6 +45,11 @@ def kdfw_teachers() -> Mapping[str, type[Teacher]]:
 @hookimpl
 def kdfw_samplers() -> Mapping[str, type[Sampler]]:
     return SAMPLERS
+
+
+@hookimpl
+def kdfw_augmenters() -> Mapping[str, type[Augmenter]]:
+    return AUGMENTERS
 
 
 @hookimpl

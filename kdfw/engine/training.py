@@ -174,6 +174,11 @@ class Train(Stage):
         if self.sampler is not None and plan.task not in self.sampler.tasks:
             fix = f"it serves: {', '.join(sorted(self.sampler.tasks))}"
             yield plan.problem("sampler", found=f"a sampler that does not serve the task {plan.task}", fix=fix)
+        for number, augmenter in enumerate(self.augment):
+            if plan.task not in augmenter.tasks:
+                fix = f"it serves: {', '.join(sorted(augmenter.tasks))}"
+                found = f"an augmenter that does not serve the task {plan.task}"
+                yield plan.problem("augment", number, found=found, fix=fix)
         for name, reference in trained.items():
             model = plan.model(reference)
             if isinstance(model, Model) and plan.task not in model.tasks:

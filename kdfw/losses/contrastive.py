@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdfw.components import Loss, Schedule, as_schedule
-from kdfw.errors import ConfigError
+from kdfw.errors import ConfigError, TrainingError
 from kdfw.losses.masking import (
     contrasted,
     divide,
@@ -73,6 +73,8 @@ class InfoNCE(Loss):
     `mask_known_positives: false`. `symmetric: true` adds the direction from each positive passage to its query among
     the queries of the step, half each.
 
+    Texts without labels: with the sampler `views` a text is found by another view of itself (arXiv:2104.08821).
+
     `false_negative_margin: m` also leaves out negatives scored above (positive - m) by the first teacher (or, with
     `false_negatives_by: student`, by the student itself); a teacher judges the item's own candidates only.
     """
@@ -115,11 +117,17 @@ class InfoNCE(Loss):
             teacher=frozenset({"logits"}) if by_teacher else frozenset(),
             teachers=(1 if by_teacher else 0, None),
             labels=True,
-            tasks=frozenset({"ranking"}),
+            # of a text's own list of one, a view of itself, the loss would always be 0
+            tasks=frozenset({"ranking", "pairs"} if self.in_batch else {"ranking"}),
             whole_batch=self.in_batch,
         )
 
     def forward(self, student: Signals, teachers: Sequence[Signals], batch: Batch, clock: Clock) -> LossTerms:
+        if batch.task == "pairs" and not any("positive" in kinds for kinds in batch.kinds):
+            raise TrainingError(
+                "info-nce finds what belongs together, and the sampler draws pairs with a score: use the sampler "
+                "`views`, or a loss on scores (mse, bce)"
+            )
         name = "batch_logits" if self.in_batch else "logits"
         scores = wide(student[name])
         mask = signal_mask(student, name)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from kdfw.components import Sampler
+from kdfw.components import Augmenter, Sampler
 from kdfw.samplers.mined import InBatch, Mined, Scored
 from kdfw.samplers.rows import Labelled, Pairs, Parallel
 from kdfw.samplers.triples import Triples
+from kdfw.samplers.views import Distort, Views
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "in-batch": InBatch,
@@ -15,4 +16,6 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "parallel": Parallel,
     "scored": Scored,
     "triples": Triples,
+    "views": Views,
 }
+AUGMENTERS: dict[str, type[Augmenter]] = {"distort": Distort}

@@ -94,6 +94,7 @@ def test_losses_that_would_always_be_zero_on_sentence_pairs_are_not_offered_ther
     fit = {name for name in LOSSES if "pairs" in built("loss", name)[0].needs.tasks}
     assert fit == {"bce", "mse", "embedding-mse", "hidden-mse"}
     assert "pairs" in built("loss", {"type": "kl", "signal": "batch_logits"})[0].needs.tasks
+    assert "pairs" in built("loss", {"type": "info-nce", "in_batch": True})[0].needs.tasks
     everywhere = {name for name in LOSSES if "translation" in built("loss", name)[0].needs.tasks}
     assert everywhere == {"kl", "mse", "bce", "cross-entropy"}
 

@@ -249,6 +249,7 @@ def test_pairs_in_both_orders_keep_the_id_of_the_pair(tmp_path: Path) -> None:
     unlabelled = Pairs(ids=["p0", "p1"], left=left, right=right, gold=None)
     without = bound("pairs", PairData(name="p", fingerprint="f", splits={"train": unlabelled}))
     assert math.isnan(drawn(without)[0].candidates[0].label)
+    assert [str(example.text) for example in drawn(bound("views", data))] == ["one", "two", "eins", "zwei"]
 
 
 def test_images_are_normalised_and_augmented_by_their_own_randomness() -> None:
