@@ -94,10 +94,14 @@ def build_parser() -> argparse.ArgumentParser:
     new.add_argument("--into", type=Path, default=Path("."), help="folder to write it into; default: here")
     schema = add("schema", _schema, "write the JSON schema of recipes, for editors")
     schema.add_argument("--out", type=Path, help="file; default: standard output")
-    export = add("export", _export, "write a run's student as a folder for transformers and sentence-transformers")
+    export = add("export", _export, "write a run's student for transformers and sentence-transformers, or as ONNX")
     export.add_argument("run", type=Path, help="run folder, or a folder written by a training stage")
     export.add_argument("--stage", help="which training stage; default: the last")
-    export.add_argument("--to", type=Path, required=True, help="folder to write")
+    export.add_argument("--to", "--out", type=Path, help="folder to write; default: <run>/export, or <run>/onnx")
+    export.add_argument("--onnx", action="store_true", help="as ONNX graphs, compared with the original")
+    export.add_argument(
+        "--tolerance", type=float, default=1e-4, help="how much outputs of the ONNX copy may differ (%(default)s)"
+    )
     add("doctor", _doctor, "versions, devices, precision, disk, and what is missing")
     return parser
 
@@ -310,9 +314,14 @@ def _schema(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from kdfw.engine.export import export_student
+    from kdfw.engine.export import export_onnx, export_student
 
-    print(export_student(arguments.run, arguments.to, stage=arguments.stage))
+    to: Path = arguments.to or arguments.run / ("onnx" if arguments.onnx else "export")
+    if not arguments.onnx:
+        print(export_student(arguments.run, to, stage=arguments.stage))
+        return 0
+    found = export_onnx(arguments.run, to, stage=arguments.stage, tolerance=arguments.tolerance)
+    print(f"{to}: differs from the original by at most {found.largest_difference:.2g} ({found.rows} rows)")
     return 0
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kdfw.data.ranking import Ranking
     from kdfw.data.sets import Data, RankingData
     from kdfw.errors import Problem
-    from kdfw.models.rows import MicroBatch, RowGroup
+    from kdfw.models.rows import Graph, MicroBatch, RowGroup
     from kdfw.types import TextSource
 
 
@@ -294,6 +294,17 @@ class Model(Component, nn.Module):
     def signals(self, reps: Mapping[str, Mapping[str, Tensor]], batch: Batch, need: frozenset[str]) -> Signals:
         """From representations by group and name (rows in the order of `rows`) to signals."""
         raise NotImplementedError
+
+    def graphs(self) -> Sequence[Graph]:
+        """What an ONNX copy of the loaded model computes; nothing for a model that cannot be exported."""
+        return ()
+
+    def usage(self) -> str:
+        """Python lines that run the graphs and end in scores, for the README beside them.
+
+        They may use `run(name, *texts, max_tokens)` (outputs of a graph as arrays, in order) and `numpy` as `np`.
+        """
+        return ""
 
     def width(self, signal: str) -> int:
         """Channels or width of a signal (`features`, `hidden`, ...), which a loss with a projection asks for.

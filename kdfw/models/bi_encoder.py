@@ -13,8 +13,18 @@ from torch import Tensor, nn
 
 from kdfw.amounts import Amount, Shape
 from kdfw.models import checkpoint
-from kdfw.models.rows import MicroBatch, RowGroup
-from kdfw.models.text import TextModel, by_candidate, first_states, largest, on, restore, run_transformer, texts_of
+from kdfw.models.rows import Graph, MicroBatch, RowGroup
+from kdfw.models.text import (
+    TextModel,
+    by_candidate,
+    first_states,
+    largest,
+    on,
+    prefixed,
+    restore,
+    run_transformer,
+    texts_of,
+)
 from kdfw.models.tokenize import unique_texts
 from kdfw.types import Batch, Signals, Text
 
@@ -186,6 +196,22 @@ class BiEncoder(TextModel):
         if signal in ("query_embeddings", "passage_embeddings"):
             return self.projection or hidden
         return super().width(signal)
+
+    def graphs(self) -> Sequence[Graph]:
+        def finish(found: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            return {"sentence_embedding": found["embedding"]}
+
+        if self.towers == "shared":
+            return [Graph(name="model", group="passage", finish=finish)]
+        return [Graph(name=side, group=side, finish=finish) for side in ("query", "passage")]
+
+    def usage(self) -> str:
+        names = ("model", "model") if self.towers == "shared" else ("query", "passage")
+        query, passage = prefixed(self.query_prefix, "queries"), prefixed(self.passage_prefix, "passages")
+        return f"""\
+(query,) = run("{names[0]}", {query}, max_tokens={self.max_query_tokens})
+(passage,) = run("{names[1]}", {passage}, max_tokens={self.max_passage_tokens})
+scores = {self.scale} * query @ passage.T"""
 
     # ------------------------------------------------------------ the forward road
 

@@ -336,6 +336,12 @@ def keep_layers(model: Any, layers: int | str | Sequence[int]) -> None:
             setattr(config, key, [value[number] for number in numbers])
 
 
+def image_side(model: Any) -> int:
+    """Height and width of the images a transformers model takes."""
+    size = getattr(model.config, "image_size", 224)
+    return int(size[0] if isinstance(size, (list, tuple)) else size)
+
+
 def set_dropout(model: nn.Module, probability: float) -> None:
     """Every dropout of a model, and what its configuration says of it."""
     module: Any

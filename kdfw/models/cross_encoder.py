@@ -13,8 +13,8 @@ from torch import Tensor
 
 from kdfw.errors import ConfigError
 from kdfw.models import checkpoint
-from kdfw.models.rows import MicroBatch, RowGroup
-from kdfw.models.text import TextModel, first_states, on, run_transformer, texts_of
+from kdfw.models.rows import Graph, MicroBatch, RowGroup
+from kdfw.models.text import TextModel, first_states, on, prefixed, run_transformer, texts_of
 from kdfw.models.tokenize import unique_texts
 from kdfw.types import Batch, Signals, Text
 
@@ -108,6 +108,21 @@ class CrossEncoder(TextModel):
     def width(self, signal: str) -> int:
         """Of hidden states."""
         return int(self.classifier.config.hidden_size) if signal == "hidden" else super().width(signal)
+
+    def graphs(self) -> Sequence[Graph]:
+        def finish(found: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            return {"scores": self.final_scores(found["logit"])}
+
+        return [Graph(name="model", group="pair", finish=finish)]
+
+    def usage(self) -> str:
+        query, passage = prefixed(self.query_prefix, "queries"), prefixed(self.passage_prefix, "passages")
+        cut = f"  # queries keep at most {self.max_query_tokens} tokens" if self.max_query_tokens is not None else ""
+        return f"""\
+query, passage = {query}, {passage}{cut}
+pairs = [list(side) for side in zip(*((one, other) for one in query for other in passage))]
+(found,) = run("model", *pairs, max_tokens={self.max_pair_tokens}, truncation="{self.truncation}")
+scores = found.reshape(len(query), len(passage))"""
 
     # ------------------------------------------------------------ the forward road
 

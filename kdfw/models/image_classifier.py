@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdfw.components import Model
 from kdfw.errors import ConfigError
 from kdfw.models import checkpoint, image_nets
-from kdfw.models.rows import MicroBatch, RowGroup
+from kdfw.models.rows import Graph, MicroBatch, RowGroup
 from kdfw.models.text import on
 from kdfw.types import Batch, Signals
 
@@ -115,6 +115,20 @@ class ImageClassifier(Model):
         pooled = features if features.dim() == 2 else features.mean((2, 3))
         logits: Tensor = self.output(pooled)
         return logits
+
+    def graphs(self) -> Sequence[Graph]:
+        side = 32 if self.base is None else checkpoint.image_side(self.body)
+        finish = {"image": (int(self.facts["channels"]), side, side)}
+        return [Graph(name="model", group="image", finish=lambda found: {"logits": found["logits"]}, **finish)]
+
+    def usage(self) -> str:
+        mean, std = self.facts["mean"], self.facts["std"]
+        return f"""\
+classes = {self.classes!r}
+mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in ({mean}, {std}))
+pixels = (images.transpose(0, 3, 1, 2).astype(np.float32) / 255 - mean) / std
+(scores,) = sessions["model"].run(None, {{"pixel_values": pixels}})
+best = [classes[number] for number in scores.argmax(-1)]"""
 
     # ------------------------------------------------------------ the forward road
 

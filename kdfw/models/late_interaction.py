@@ -16,8 +16,18 @@ from torch import Tensor, nn
 from kdfw.amounts import Amount, Shape
 from kdfw.errors import ConfigError
 from kdfw.models import checkpoint
-from kdfw.models.rows import MicroBatch, RowGroup
-from kdfw.models.text import TextModel, by_candidate, largest, on, restore, run_transformer, texts_of
+from kdfw.models.rows import Graph, MicroBatch, RowGroup
+from kdfw.models.text import (
+    TextModel,
+    among,
+    by_candidate,
+    largest,
+    on,
+    prefixed,
+    restore,
+    run_transformer,
+    texts_of,
+)
 from kdfw.models.tokenize import unique_texts
 from kdfw.types import Batch, Signals, Text
 
@@ -158,6 +168,22 @@ class LateInteraction(TextModel):
         )
         checkpoint.save_description(self, folder)
 
+    def graphs(self) -> Sequence[Graph]:
+        def finish(found: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            return {"token_embeddings": found["tokens"], "token_mask": found["token_mask"]}
+
+        return [Graph(name=side, group=side, finish=finish) for side in ("query", "passage")]
+
+    def usage(self) -> str:
+        expand = ", expand=True" if self.expand_queries else ""
+        query = prefixed(_prompt(self.query_marker), "queries")
+        passage = prefixed(_prompt(self.passage_marker), "passages")
+        return f"""\
+query, _ = run("query", {query}, max_tokens={self.max_query_tokens}{expand})
+passage, kept = run("passage", {passage}, max_tokens={self.max_passage_tokens})
+similar = np.einsum("qih,pjh->qpij", query, passage)
+scores = np.where(kept[None, :, None, :], similar, -np.inf).max(-1).sum(-1)"""
+
     # ------------------------------------------------------------ the forward road
 
     def rows(self, batch: Batch, need: frozenset[str]) -> list[RowGroup]:
@@ -188,11 +214,11 @@ class LateInteraction(TextModel):
             # the expansion is what follows the last other token of a row
             other = micro.ids != self._mask_id
             seen = other.flip(1).long().cumsum(1).flip(1) > 0
-            if bool(seen.all()):
+            if not torch.compiler.is_compiling() and bool(seen.all()):
                 seen = None
         if micro.group == "passage" and self.skip_punctuation:
             assert self._skipped is not None
-            scored = scored & ~torch.isin(micro.ids, self._skipped.to(micro.ids.device))
+            scored = scored & ~among(micro.ids, self._skipped)
         states = self.dense(run_transformer(self.encoder, micro, mask=seen).last_hidden_state)
         vectors = nn.functional.normalize(states.float(), dim=-1)
         return {"tokens": vectors * scored[:, :, None], "token_mask": scored}

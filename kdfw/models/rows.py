@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -63,3 +63,17 @@ class MicroBatch:
     tensor: Tensor | None = None
     """(R, ...)."""
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """One computation of a model as `kdfw export --onnx` writes it: `Model.encode` of the rows of one group."""
+
+    name: str
+    """Of the file, without its ending."""
+    group: str
+    """Name of the rows it takes; further groups that are computed alike need no graph of their own."""
+    finish: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    """From what `encode` gives to the outputs by name. Names must differ from those of torch's functions."""
+    image: tuple[int, int, int] = (0, 0, 0)
+    """Channels, height and width of images to try, where rows are images."""

@@ -17,8 +17,8 @@ from kdfw.errors import ConfigError
 from kdfw.models import checkpoint
 from kdfw.models.attention import use_plain_attention
 from kdfw.models.forward import Budget, assemble, evaluating, micro_batches
-from kdfw.models.rows import MicroBatch, RowGroup
-from kdfw.models.text import TextModel, texts_of
+from kdfw.models.rows import Graph, MicroBatch, RowGroup
+from kdfw.models.text import TextModel, prefixed, texts_of
 from kdfw.models.tokenize import Template, single_rows, template_of
 from kdfw.types import Batch, Signals, Text
 
@@ -114,6 +114,23 @@ class Seq2Seq(TextModel):
         checkpoint.save_transformer(self.translator, folder)
         self.save_tokenizer(folder, self.max_source_tokens)
         checkpoint.save_description(self, folder)
+
+    def graphs(self) -> Sequence[Graph]:
+        return [Graph(name="model", group="translation", finish=lambda found: {"logits": found["logits"]})]
+
+    def usage(self) -> str:
+        return f"""\
+# greedy, and without keeping what earlier steps computed: enough to try it
+sources = {prefixed(self.source_prefix, "texts")}
+ends, written = tokenizer.eos_token_id, np.zeros((len(texts), 0), dtype=np.int64)
+for _ in range({self.max_target_tokens}):
+    room = np.concatenate((written, np.full((len(texts), 1), ends)), axis=1)  # each is predicted from those before it
+    (scores,) = run("model", sources, max_tokens={self.max_source_tokens}, target_ids=room)
+    written = np.concatenate((written, scores[:, -1:].argmax(-1)), axis=1)
+    if (written == ends).any(1).all():
+        break
+ended = [row[: list(row).index(ends)] if ends in row else row for row in written]
+best = [tokenizer.decode(row, skip_special_tokens=True) for row in ended]"""
 
     # ------------------------------------------------------------ the forward road
 

@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdfw.models import checkpoint
-from kdfw.models.rows import MicroBatch, RowGroup
-from kdfw.models.text import TextModel, by_candidate, largest, on, restore, run_transformer, texts_of
+from kdfw.models.rows import Graph, MicroBatch, RowGroup
+from kdfw.models.text import TextModel, among, by_candidate, largest, on, restore, run_transformer, texts_of
 from kdfw.models.tokenize import unique_texts
 from kdfw.types import Batch, Signals, Text
 
@@ -87,6 +87,18 @@ class SparseEncoder(TextModel):
         )
         checkpoint.save_description(self, folder)
 
+    def graphs(self) -> Sequence[Graph]:
+        def finish(found: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            return {"weights": found["sparse"]}
+
+        return [Graph(name="model", group="passage", finish=finish)]
+
+    def usage(self) -> str:
+        return f"""\
+(query,) = run("model", queries, max_tokens={self.max_query_tokens})
+(passage,) = run("model", passages, max_tokens={self.max_passage_tokens})
+scores = query @ passage.T"""
+
     # ------------------------------------------------------------ the forward road
 
     def rows(self, batch: Batch, need: frozenset[str]) -> list[RowGroup]:
@@ -106,7 +118,7 @@ class SparseEncoder(TextModel):
         counted = micro.mask
         if self.exclude_special:
             assert self._special is not None
-            ordinary = ~torch.isin(micro.ids, self._special.to(micro.ids.device))
+            ordinary = ~among(micro.ids, self._special)
             counted = ordinary if counted is None else counted & ordinary
         if counted is not None:
             logits = logits.masked_fill(~counted[:, :, None], -torch.inf)

@@ -200,6 +200,11 @@ def first_states(output: Any) -> Tensor:
     return torch.stack([layer[:, 0] for layer in output.hidden_states[1:]], dim=1)
 
 
+def prefixed(prefix: str, name: str) -> str:
+    """Python that puts a prefix before every text of a list of that name."""
+    return f"[{prefix!r} + text for text in {name}]" if prefix else name
+
+
 def by_candidate(passages: Tensor, candidates: Tensor) -> Tensor:
     """(P, ...) -> (Q, D, ...): each candidate's row.
 
@@ -207,6 +212,11 @@ def by_candidate(passages: Tensor, candidates: Tensor) -> Tensor:
     """
     flat = nn.functional.embedding(candidates, passages.reshape(len(passages), -1))
     return flat.view(*candidates.shape, *passages.shape[1:])
+
+
+def among(ids: Tensor, few: Tensor) -> Tensor:
+    """Where ids (R, L) are one of `few` (n,); as `torch.isin`, which cannot be exported to ONNX."""
+    return (ids[..., None] == few.to(ids.device)).any(-1)
 
 
 def largest(values: Tensor, dim: int) -> Tensor:

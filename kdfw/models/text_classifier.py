@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdfw.errors import ConfigError
 from kdfw.models import checkpoint
-from kdfw.models.rows import MicroBatch, RowGroup
+from kdfw.models.rows import Graph, MicroBatch, RowGroup
 from kdfw.models.text import TextModel, first_states, on, restore, run_transformer, texts_of
 from kdfw.models.tokenize import unique_texts
 from kdfw.types import Batch, Signals
@@ -111,6 +111,15 @@ class TextClassifier(TextModel):
         """Logits from features (Q, C), or from maps (Q, C, h, w) after averaging: the last layer, differentiable."""
         logits: Tensor = self.output(features if features.dim() == 2 else features.mean((2, 3)))
         return logits
+
+    def graphs(self) -> Sequence[Graph]:
+        return [Graph(name="model", group="text", finish=lambda found: {"logits": found["logits"]})]
+
+    def usage(self) -> str:
+        return f"""\
+classes = {self.classes!r}
+(scores,) = run("model", texts, max_tokens={self.max_tokens})
+best = [classes[number] for number in scores.argmax(-1)]"""
 
     # ------------------------------------------------------------ the forward road
 
