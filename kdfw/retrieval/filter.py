@@ -13,6 +13,7 @@ from kdfw.components import Stage
 from kdfw.data.ranking import Ranking
 from kdfw.errors import DataError, Problem
 from kdfw.references import CandidatesRef, DataRef, ScoresRef
+from kdfw.retrieval.mining import row_of
 
 if TYPE_CHECKING:
     from kdfw.context import StageContext
@@ -88,7 +89,7 @@ class Filter(Stage):
         absent = 0
         for number, query in enumerate(lists.query_ids):
             rows, list_scores = (np.array(part) for part in lists.of(number))
-            positive = np.isin(rows, [data.corpus.row(id) for id in positives.get(query, ())])
+            positive = np.isin(rows, [row_of(data, id) for id in positives.get(query, ())])
             if not positive.any():
                 absent += 1
                 continue

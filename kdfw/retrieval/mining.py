@@ -234,11 +234,11 @@ class Mine(Stage):
         for number, query in enumerate(found.query_ids):
             rows, scores = (np.array(part) for part in found.of(number))
             if data.query_in_corpus:
-                own = _row(data, query)
+                own = row_of(data, query)
                 other = rows != own
                 counts["own"] += int((~other).sum())
                 rows, scores = rows[other][: self.depth], scores[other][: self.depth]
-            labelled = [row for row in (_row(data, id) for id in positives.get(query, ())) if row >= 0]
+            labelled = [row for row in (row_of(data, id) for id in positives.get(query, ())) if row >= 0]
             wanted.append(labelled)
             counts["labelled"] += len(positives.get(query, ()))
             counts["found"] += int(np.isin(rows, labelled).sum())
@@ -268,7 +268,7 @@ class Mine(Stage):
         return Ranking.from_lists(iter(lists)), counts
 
 
-def _row(data: RankingData, id: str) -> int:
+def row_of(data: RankingData, id: str) -> int:
     """Row of a passage; -1 for one that is not in the corpus."""
     try:
         return data.corpus.row(id)
@@ -298,7 +298,7 @@ def stand_in(data: RankingData, split: str, depth: int, *, include_positives: bo
     lists = []
     for id in ids:
         drawn = rng.choice(len(data.corpus), size=min(depth, len(data.corpus)), replace=False)
-        judged = [row for row in (_row(data, passage) for passage in positives.get(id, ())) if row >= 0]
+        judged = [row for row in (row_of(data, passage) for passage in positives.get(id, ())) if row >= 0]
         rows = np.asarray([row for row in drawn if row not in judged], dtype=np.int64)
         if include_positives:
             rows = np.concatenate([np.asarray(judged, dtype=np.int64), rows])[:depth]

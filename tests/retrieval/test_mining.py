@@ -220,7 +220,7 @@ def test_filter_by_rank_and_teacher_rank_as_prod_selects(tmp_path: Path) -> None
 def test_a_filter_takes_scores_of_more_than_the_list_and_refuses_scores_of_less(tmp_path: Path) -> None:
     lists = {"q1": [("p0", 9.0), ("p1", 8.0), ("p2", 7.0)]}
     queries = Texts([("q1", "q1")])
-    data = ranking_data(CORPUS, queries, {"q1": {"p1": 1, "p9": 1}})
+    data = ranking_data(CORPUS, queries, {"q1": {"p1": 1, "p9": 1, "elsewhere": 1}})  # not every judged passage is here
     context = Context(tmp_path, data)
     # p9 is a positive that a score stage added: it beats p1, and does not count, since the list does not hold it
     added = {"q1": [("p9", 9.0), ("p1", 8.0), ("p2", 1.0), ("p0", 0.0)]}
