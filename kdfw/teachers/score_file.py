@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
 from kdfw.components import Teacher
 from kdfw.errors import DataError
@@ -32,10 +31,10 @@ class ScoreFile(Teacher):
     def __init__(
         self,
         *,
-        path: Annotated[str, Field(min_length=1)],
+        path: Path,
         layout: Literal["auto", "tsv", "margin", "jsonl", "trec"] = "auto",
     ) -> None:
-        self.path = Path(path)
+        self.path = path
         self.layout = layout
         self._scores: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 

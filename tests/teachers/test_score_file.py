@@ -14,7 +14,7 @@ from kdfw.teachers.score_file import ScoreFile
 
 
 def loaded(path: Path, **options: str) -> ScoreFile:
-    teacher = ScoreFile(path=str(path), **options)  # type: ignore[arg-type]
+    teacher = ScoreFile(path=path, **options)  # type: ignore[arg-type]
     teacher.load()
     return teacher
 
@@ -51,15 +51,15 @@ def test_the_fingerprint_is_that_of_the_bytes(tmp_path: Path) -> None:
     path, copy = tmp_path / "a.tsv", tmp_path / "b.tsv"
     path.write_text(LAYOUTS["tsv"])
     copy.write_text(LAYOUTS["tsv"])
-    same = ScoreFile(path=str(copy)).fingerprint()
-    assert ScoreFile(path=str(path)).fingerprint() == same
+    same = ScoreFile(path=copy).fingerprint()
+    assert ScoreFile(path=path).fingerprint() == same
     path.write_text(LAYOUTS["tsv"].replace("1.5", "1.6"))
-    assert ScoreFile(path=str(path)).fingerprint() != same
+    assert ScoreFile(path=path).fingerprint() != same
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="gone.tsv: no such score file"):
-        ScoreFile(path=str(tmp_path / "gone.tsv")).fingerprint()
+        ScoreFile(path=tmp_path / "gone.tsv").fingerprint()
 
 
 @pytest.mark.parametrize(
