@@ -46,6 +46,7 @@ def made_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("data")
     rng = random.Random(3)
     write_ranking(root, tmp_path_factory.mktemp("ingested"))
+    write_graded(root / "msmarco-dl", random.Random(4))
     write_sts(root / "sts" / "STSB", rng)
     write_relations(root / "semeval2010-task8", rng)
     write_digits(root / "mnist-10k")
@@ -63,6 +64,11 @@ def sentence(rng: random.Random) -> list[str]:
 def write_lines(path: Path, lines: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def write_packed(path: Path, lines: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress("".join(line + "\n" for line in lines).encode()))
 
 
 def write_ranking(root: Path, cache: Path) -> None:
@@ -84,11 +90,29 @@ def write_ranking(root: Path, cache: Path) -> None:
             write_lines(root / "scifact" / "beir" / "qrels" / f"{split}.tsv", lines)
     for name in ("msmarco-passage", "msmarco-passage-tiny"):
         write_lines(root / name / "collection.tsv", [f"{id}\t{' '.join(text.split())}" for id, text in corpus])
-    triples = "".join(f"{q}\t{p}\t{corpus[0][0]}\n" for q, grades in data.qrels["train"].items() for p in grades)
-    (root / "msmarco-passage" / "qidpidtriples.train.full.2.tsv.gz").write_bytes(gzip.compress(triples.encode()))
+    triples = [f"{q}\t{p}\t{corpus[0][0]}" for q, grades in data.qrels["train"].items() for p in grades]
+    write_packed(root / "msmarco-passage" / "qidpidtriples.train.full.2.tsv.gz", triples)
     passages = [json.dumps({"_id": id, "title": "", "text": text}) for id, text in corpus]
     write_lines(root / "scifact" / "beir" / "corpus.jsonl", passages)
     write_lines(root / "scifact" / "beir" / "queries.jsonl", beir)
+
+
+def write_graded(folder: Path, rng: random.Random) -> None:
+    """The files of a graded track of two years: BM25's lists, triples with a teacher's scores, grades 0 to 3."""
+    write_packed(folder / "collection.tsv.gz", [f"{row}\t{' '.join(sentence(rng))}" for row in range(40)])
+    for year in (19, 20):
+        queries = [f"{year}{number}" for number in range(6)]
+        grades = {query: {rng.randrange(40): grade for grade in (0, 1, 2, 3)} for query in queries}
+        write_lines(folder / f"queries.dl{year}.tsv", [f"{query}\t{' '.join(sentence(rng))}" for query in queries])
+        judged = [f"{query} 0 {row} {grade}" for query, rows in grades.items() for row, grade in rows.items()]
+        write_lines(folder / f"qrels.dl{year}.trec", judged)
+        best = {query: max(rows, key=lambda row: rows[row]) for query, rows in grades.items()}
+        pairs = [(query, best[query], row) for query in queries for row in range(40) if row not in grades[query]]
+        write_packed(folder / f"qidpidtriples.dl{year}.tsv.gz", ["\t".join(map(str, pair)) for pair in pairs])
+        scored = [f"5.5\t{-row}\t{query}\t{good}\t{row}" for query, good, row in pairs]
+        write_packed(folder / "teacher" / f"margin-mse.dl{year}.pos_neg_scores_ids.tsv.gz", scored)
+        run = [f"{query} Q0 {row} {row + 1} {-row} bm25" for query in queries for row in range(20)]
+        write_packed(folder / "runs" / f"bm25.dl{year}.trec.gz", run)
 
 
 def write_sts(folder: Path, rng: random.Random) -> None:

@@ -76,6 +76,7 @@ class Prod(Method):
         pool: negatives kept from them
         negatives: of each query in the list stages
         batch_negatives: of each query in the in-batch stages
+        positives_choice: which of a query's positives it trains on; the released code takes the first
         stored: a list teacher scores its candidates once, in a stage; false: in every step, as the released code does
         distance: kl, or the ablation logit: 0.5 * mean squared difference of scores
         temperature: tau of the teacher's term; a number or a schedule (`{type: ctkd}`)
@@ -107,6 +108,7 @@ class Prod(Method):
         pool: Annotated[int, Field(ge=1)] = 100,
         negatives: Annotated[int, Field(ge=1)] = 15,
         batch_negatives: Annotated[int, Field(ge=0)] = 1,
+        positives_choice: Literal["first", "random"] = "first",
         stored: bool = True,
         distance: Distance = "kl",
         temperature: Annotated[float, Field(gt=0)] | str | dict[str, Any] = 4.0,
@@ -143,6 +145,7 @@ class Prod(Method):
         self.pool = pool
         self.negatives = negatives
         self.batch_negatives = batch_negatives
+        self.positives_choice = positives_choice
         self.stored = stored
         self.distance: Distance = distance
         self.temperature: Temperature = temperature
@@ -261,7 +264,8 @@ class Prod(Method):
 
     def _draws(self, of: str, candidates: str) -> dict[str, Any]:
         number = self.batch_negatives if candidates == "in-batch" else self.negatives
-        return {"type": "mined", "of": [of], "negatives": number, "min_grade": self.min_grade}
+        return {"type": "mined", "of": [of], "negatives": number, "min_grade": self.min_grade,
+                "positives_choice": self.positives_choice}  # fmt: skip
 
     def _losses(self, candidates: str, *, regularised: bool) -> list[dict[str, Any]]:
         return stage_losses(

@@ -278,6 +278,8 @@ def test_the_answer_rule_and_graded_judgements_reach_the_stages() -> None:
     assert stages["distil-3"]["sampler"]["min_grade"] == 2 and stages["refresh-3"]["min_grade"] == 1
     assert by_name(student_ranks=[1, 9], teacher_ranks=[1, 3])["select-1"]["ranks"] == [1, 9]
     assert by_name(min_grade=2)["search-1"]["min_grade"] == 2
+    assert stages["distil-3"]["sampler"]["positives_choice"] == "first"
+    assert by_name(positives_choice="random")["round-1"]["sampler"]["positives_choice"] == "random"
 
 
 def test_a_trained_temperature_is_the_teachers_alone() -> None:
