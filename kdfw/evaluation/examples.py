@@ -34,18 +34,21 @@ def choose(values: Mapping[str, Mapping[str, float]], systems: Sequence[str], li
 
     Args:
         values: system -> item -> value of one measure.
-    Returns: item ids in the order of `values`, about `limit` at most.
+    Returns: item ids in the order of `values`, `limit` at most.
     """
     everything = list(next(iter(values.values()), {}))
     if len(everything) <= limit:
         return everything
-    pairs = [(ours, theirs) for ours in systems for theirs in values if theirs != ours]
-    each = max(2, limit // (2 * max(1, len(pairs))))
-    chosen: set[str] = set()
-    for ours, theirs in pairs:
+    orders = []
+    for ours, theirs in [(ours, theirs) for ours in systems for theirs in values if theirs != ours]:
         gains = {item: value - values[theirs].get(item, 0.0) for item, value in values[ours].items()}
-        order = sorted(gains, key=lambda item: (-gains[item], item))
-        chosen |= {*order[:each], *order[-each:]}
+        orders.append(sorted(gains, key=lambda item: (-gains[item], item)))
+    chosen: set[str] = set()
+    for place in range(len(everything) if orders else 0):
+        more = chosen | {item for order in orders for item in (order[place], order[-1 - place])}
+        if len(more) > limit:
+            break
+        chosen = more
     return [item for item in everything if item in chosen]
 
 

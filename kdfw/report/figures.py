@@ -1,31 +1,199 @@
-"""Figures as inline SVG: lines over steps, a scatter of systems, sorted bars. Colours come from the page's style."""
+"""Figures, drawn by matplotlib and put into the page as SVG whose colours are those of the page, light or dark."""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Collection, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
-from kdfw.report.html import Markup, element, join
+from kdfw.report.html import Markup, clean, element
 from kdfw.report.numbers import count, short
 
-WIDTH, HEIGHT = 520, 260
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 40
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SIZE = (5.2, 2.6)
+"""Width and height in inches; 72 units of the SVG an inch."""
 COLOURS = 8
-"""Classes `s0` to `s7` of the style sheet; later series start over with dashes."""
+"""Series colours of the style sheet, `--c0` to `--c7`; later series start over with dashes."""
 MAX_POINTS = 400
+NAMED = {"ink": "#a0f001", "soft": "#a0f002", "rule": "#a0f003", "good": "#a0f004", "bad": "#a0f005"}
+"""Colours that matplotlib is given, which no drawing has by chance, by the variable of the style sheet they become."""
+SERIES = [f"#a0f1{number:02x}" for number in range(COLOURS)]
+VARIABLES = {value: f"var(--{name})" for name, value in NAMED.items()} | {
+    value: f"var(--c{number})" for number, value in enumerate(SERIES)
+}
+SETTINGS: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "kdfw",
+    "text.parse_math": False,
+    "font.size": 8.0,
+    "axes.linewidth": 0.8,
+    "axes.edgecolor": NAMED["soft"],
+    "axes.labelcolor": NAMED["soft"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.xmargin": 0.02,
+    "axes.ymargin": 0.08,
+    "grid.color": NAMED["rule"],
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 1.5,
+    "lines.solid_joinstyle": "round",
+    "text.color": NAMED["ink"],
+    "xtick.color": NAMED["soft"],
+    "xtick.major.size": 3.0,
+    "xtick.minor.size": 0.0,
+    "ytick.color": NAMED["soft"],
+    "ytick.major.size": 0.0,
+}
+SVG = "http://www.w3.org/2000/svg"
+UNWANTED = frozenset(f"{{{SVG}}}{name}" for name in ("metadata", "defs", "style"))
+LINK = "{http://www.w3.org/1999/xlink}href"
 
 Series = Mapping[str, Sequence[tuple[float, float]]]
 
 
-def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Round numbers from `low` to `high`: steps of 1, 2 or 5 times a power of ten."""
-    if not high > low:
-        return [low]
-    raw = (high - low) / max(1, wanted)
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
-    first = math.ceil(low / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, math.floor(high / step + 1e-9) + 1)]
+# ---------------------------------------------------------------- figures
+
+
+def lines(title: str, series: Series, x_label: str = "step") -> Markup:
+    """Values over steps, one line a series; empty markup when there is nothing to draw."""
+    shown = {name: thin(points) for name, points in series.items() if points}
+    if not shown:
+        return Markup("")
+
+    def draw(axes: Axes) -> None:
+        for number, points in enumerate(shown.values()):
+            xs, ys = zip(*points, strict=True)
+            dashes, dots = "--" if number >= COLOURS else "-", "o" if len(points) <= 16 else ""
+            axes.plot(xs, ys, color=SERIES[number % COLOURS], linestyle=dashes, marker=dots, markersize=3.5)
+        axes.set_xlabel(x_label)
+
+    words = "; ".join(f"{name} from {short(points[0][1])} to {short(points[-1][1])}" for name, points in series.items())
+    named = [name.lower() for name in shown] != [title.lower()]
+    return figure(title, words, draw, legend(list(shown)) if named else None)
+
+
+def scatter(
+    title: str, points: Mapping[str, tuple[float, float]], x_label: str, marked: Collection[str] = ()
+) -> Markup:
+    """Named points, the x axis logarithmic, those in `marked` set apart; empty markup for fewer than two."""
+    usable = {name: point for name, point in points.items() if point[0] > 0}
+    if len(usable) < 2:
+        return Markup("")
+
+    def draw(axes: Axes) -> None:
+        axes.set_xscale("log")
+        axes.margins(x=0.18, y=0.16)
+        for name, (x, y) in usable.items():
+            special = name in marked
+            axes.plot([x], [y], "o", color=SERIES[1 if special else 0], markersize=8 if special else 6)
+        _log_ticks(axes, [x for x, _ in usable.values()])
+        axes.set_xlabel(x_label)
+        _name_points(axes, usable, marked)
+
+    words = "; ".join(f"{name}: {short(y)} at {short(x)}" for name, (x, y) in usable.items())
+    return figure(title, words, draw)
+
+
+def sorted_bars(title: str, values: Sequence[float], x_label: str, description: str) -> Markup:
+    """One bar a value, in the order given, above or below zero; empty markup when there are none."""
+    if not values:
+        return Markup("")
+    step = math.ceil(len(values) / MAX_POINTS)  # a stretch of neighbours becomes one bar: sorted, they are alike
+    parts = [values[begin : begin + step] for begin in range(0, len(values), step)]
+    heights = [sum(part) / len(part) for part in parts]
+    edges = [*range(0, len(values), step), len(values)]
+
+    def draw(axes: Axes) -> None:
+        for sign, colour in ((1, NAMED["good"]), (-1, NAMED["bad"])):
+            axes.stairs([max(0.0, sign * height) * sign for height in heights], edges, fill=True, color=colour)
+        axes.axhline(0.0, color=NAMED["soft"], linewidth=0.8)
+        axes.set_xlim(0, len(values))
+        axes.set_xlabel(x_label)
+
+    note = element("span", description, class_="note")
+    return figure(title, description, draw, note)
+
+
+def histogram(
+    title: str, edges: Sequence[float], counts: Mapping[str, Sequence[float]], x_label: str,
+    marks: Mapping[str, float] | None = None, note: str = "",
+) -> Markup:  # fmt: skip
+    """Bars of counts between edges, one series over the other, each as a share of its own greatest bar.
+
+    Args:
+        edges: one more than each series has counts.
+        marks: vertical lines by name.
+    """
+    shown = {name: list(values) for name, values in counts.items() if any(values)}
+    if not shown or len(edges) < 2 or any(len(values) != len(edges) - 1 for values in shown.values()):
+        return Markup("")
+    marks = marks or {}
+
+    def draw(axes: Axes) -> None:
+        for number, values in enumerate(shown.values()):
+            greatest = max(values)
+            heights = [value / greatest for value in values] if len(shown) > 1 else values
+            colour = SERIES[number % COLOURS]
+            axes.stairs(heights, edges, fill=True, alpha=0.35, color=colour)
+            axes.stairs(heights, edges, color=colour, linewidth=1.2)
+        for number, place in enumerate(marks.values(), start=len(shown)):
+            axes.axvline(place, color=SERIES[number % COLOURS], linestyle="--", linewidth=1.2)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(x_label)
+        if len(shown) > 1:
+            axes.set_yticks([])
+
+    words = "; ".join(f"{name}: {short(sum(values))} values" for name, values in shown.items())
+    words += "".join(f"; {name} at {short(place)}" for name, place in marks.items())
+    names = [*shown, *(f"{name}: {short(place)}" for name, place in marks.items())]
+    said = element("span", note, class_="note") if note else None
+    return figure(title, words, draw, said, legend(names) if len(names) > 1 else None)
+
+
+def intervals(title: str, rows: Mapping[str, tuple[float, float, float]], x_label: str) -> Markup:
+    """A point with its interval for each name, one below the other, and a line at zero.
+
+    Args:
+        rows: name -> (value, low, high).
+    """
+    if not rows:
+        return Markup("")
+
+    def draw(axes: Axes) -> None:
+        for place, (value, low, high) in enumerate(rows.values()):
+            colour = NAMED["good"] if low > 0 else NAMED["bad"] if high < 0 else NAMED["soft"]
+            axes.plot([low, high], [place, place], color=colour, linewidth=2.0, solid_capstyle="round")
+            axes.plot([value], [place], "o", color=colour, markersize=6)
+        axes.axvline(0.0, color=NAMED["soft"], linewidth=0.8)
+        axes.grid(False, axis="y")
+        axes.grid(True, axis="x")
+        axes.set_yticks(range(len(rows)), [_label(name) for name in rows])
+        axes.tick_params(axis="y", labelcolor=NAMED["ink"])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel(x_label)
+
+    words = "; ".join(f"{name}: {v:+.4f} ({low:+.4f} to {high:+.4f})" for name, (v, low, high) in rows.items())
+    left = 0.2 + 0.062 * max(len(_label(name)) for name in rows)
+    return figure(title, words, draw, height=0.75 + 0.32 * len(rows), left=left)
+
+
+def legend(names: Sequence[str]) -> Markup:
+    """The names of the series with their colours, as a list."""
+    items = [
+        element("li", element("span", class_=f"swatch s{number % COLOURS}", aria_hidden="true"), name)
+        for number, name in enumerate(names)
+    ]
+    return element("ul", items, class_="legend")
 
 
 def thin(points: Sequence[tuple[float, float]], keep: int = MAX_POINTS) -> list[tuple[float, float]]:
@@ -43,180 +211,117 @@ def thin(points: Sequence[tuple[float, float]], keep: int = MAX_POINTS) -> list[
     return found
 
 
-class _Frame:
-    """A plotting area with its scales."""
-
-    def __init__(self, xs: Sequence[float], ys: Sequence[float], *, log_x: bool = False, height: int = HEIGHT) -> None:
-        self.log_x = log_x
-        self.height = height
-        self.x = _span([math.log10(x) for x in xs] if log_x else xs, 0.06 if log_x else 0.0)
-        self.y = _span(ys, 0.06)
-
-    def px(self, x: float) -> float:
-        value = math.log10(x) if self.log_x else x
-        return LEFT + (value - self.x[0]) / (self.x[1] - self.x[0]) * (WIDTH - LEFT - RIGHT)
-
-    def py(self, y: float) -> float:
-        return self.height - BOTTOM - (y - self.y[0]) / (self.y[1] - self.y[0]) * (self.height - TOP - BOTTOM)
-
-    def axes(self, x_label: str) -> Markup:
-        parts: list[Markup] = []
-        bottom = self.height - BOTTOM
-        for tick in ticks(*self.y):
-            y = _round(self.py(tick))
-            parts.append(element("line", class_="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
-            parts.append(element("text", short(tick), class_="tick", x=LEFT - 8, y=y + 4, text_anchor="end"))
-        for tick in self._x_ticks():
-            x = _round(self.px(tick))
-            parts.append(element("line", class_="grid", x1=x, x2=x, y1=bottom, y2=bottom + 4))
-            parts.append(element("text", _tick(tick), class_="tick", x=x, y=bottom + 17, text_anchor="middle"))
-        middle = (LEFT + WIDTH - RIGHT) / 2
-        parts.append(element("line", class_="axis", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom))
-        parts.append(element("text", x_label, class_="label", x=middle, y=self.height - 6, text_anchor="middle"))
-        return join(parts)
-
-    def _x_ticks(self) -> list[float]:
-        if not self.log_x:
-            return ticks(*self.x, wanted=6)
-        found = []
-        for power in range(math.floor(self.x[0]), math.ceil(self.x[1]) + 1):
-            for factor in self._factors():
-                value = factor * 10.0**power
-                if self.x[0] <= math.log10(value) <= self.x[1]:
-                    found.append(value)
-        return found
-
-    def _factors(self) -> tuple[float, ...]:
-        """Which multiples of a power of ten are marked on a logarithmic axis of this length."""
-        decades = self.x[1] - self.x[0]
-        return (1, 1.5, 2, 3, 4, 5, 7) if decades < 1.2 else (1, 2, 5) if decades < 2.5 else (1,)
+# ---------------------------------------------------------------- drawing
 
 
-def _span(values: Sequence[float], margin: float) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    if low == high:
-        room = abs(low) * 0.1 or 1.0
-        return low - room, high + room
-    return low - (high - low) * margin, high + (high - low) * margin
+def figure(
+    title: str, description: str, draw: Callable[[Axes], None], *caption: Markup | None,
+    height: float = SIZE[1], left: float = 0.52,
+) -> Markup:  # fmt: skip
+    """A `figure` of the page: title, what stands below it, and the drawing with its description for screen readers.
+
+    Args:
+        height, left: of the drawing, and of the room for the labels of its y axis, in inches.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    stream = io.BytesIO()
+    with rc_context(SETTINGS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that the layout's font lacks: the browser has them
+        drawing = Figure(figsize=(SIZE[0], height))
+        FigureCanvasSVG(drawing)
+        drawing.subplots_adjust(left / SIZE[0], 0.42 / height, 1 - 0.16 / SIZE[0], 1 - 0.1 / height)
+        draw(drawing.subplots())
+        drawing.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = _of_the_page(stream.getvalue(), clean(title), clean(description))
+    head = element("figcaption", element("strong", title), *caption)
+    return element("figure", head, svg, class_="chart")
+
+
+def _of_the_page(drawn: bytes, title: str, description: str) -> Markup:
+    """matplotlib's SVG with the page's colours and fonts, without ids, and with words for those who cannot see it.
+
+    Two drawings of one page must not share an id, so what is drawn by reference (marks of points and axes) is drawn
+    in place, and clipping, which has nothing to cut here, is left out.
+    """
+    root = ElementTree.fromstring(drawn)
+    marks = {node.attrib["id"]: node for node in root.iter(f"{{{SVG}}}path") if "id" in node.attrib}
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag in UNWANTED:  # a style in it would hold for the whole page
+                parent.remove(child)
+    for node in root.iter():
+        if node.tag == f"{{{SVG}}}use":
+            _draw_in_place(node, marks[node.attrib.pop(LINK)[1:]])
+        for name in ("id", "clip-path"):
+            node.attrib.pop(name, None)
+        node.text, node.tail = (node.text or "").strip(), None
+        if "style" in node.attrib:
+            node.set("style", _style(node.attrib["style"]))
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    root.set("role", "img")
+    root.set("aria-label", f"{title}. {description}")
+    ElementTree.register_namespace("", SVG)
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _draw_in_place(node: ElementTree.Element, mark: ElementTree.Element) -> None:
+    """Turn a reference into the path it refers to, at its place; its own style has the last word."""
+    style = "; ".join(part for part in (mark.attrib.get("style", ""), node.attrib.get("style", "")) if part)
+    place = f"translate({node.attrib.pop('x', '0')} {node.attrib.pop('y', '0')})"
+    node.tag = f"{{{SVG}}}path"
+    node.attrib.update({"d": mark.attrib["d"], "transform": place, "style": style})
+
+
+def _style(text: str) -> str:
+    text = re.sub(r"#a0f[01][0-9a-f]{2}", lambda match: VARIABLES.get(match[0], match[0]), text)
+    text = re.sub(r"font-family: [^;]*", "font-family: inherit", text)
+    return re.sub(r"font: ([^;]*?)([\d.]+px) [^;]*", r"font: \1\2 system-ui, sans-serif", text)
+
+
+def _log_ticks(axes: Axes, values: Sequence[float]) -> None:
+    """Round numbers on a logarithmic axis, as many as its length bears."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    low, high = (math.log10(value) for value in axes.get_xlim())
+    decades = high - low
+    factors = (1, 1.5, 2, 3, 4, 5, 7) if decades < 1.2 else (1, 2, 5) if decades < 2.5 else (1,)
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    places = [
+        factor * 10.0**power for power in powers for factor in factors if low <= math.log10(factor) + power <= high
+    ]
+    axes.xaxis.set_major_locator(FixedLocator(places or sorted(set(values))))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
 
 
 def _tick(value: float) -> str:
     return count(value).replace(".0", "") if value >= 10_000 else short(value)
 
 
-def _round(value: float) -> float:
-    return round(value, 1)
-
-
-def _svg(title: str, description: str, body: Markup, height: int = HEIGHT) -> Markup:
-    return element(
-        "svg",
-        element("title", title),
-        element("desc", description),
-        body,
-        viewBox=f"0 0 {WIDTH} {height}",
-        role="img",
-        aria_label=f"{title}. {description}",
-    )
-
-
-def _style(number: int) -> str:
-    return f"s{number % COLOURS}" + (" dashed" if number >= COLOURS else "")
-
-
-def legend(names: Sequence[str]) -> Markup:
-    """The names of the series with their colours; a line of text for each."""
-    items = [
-        element("li", element("span", class_=f"swatch {_style(number)}", aria_hidden="true"), name)
-        for number, name in enumerate(names)
-    ]
-    return element("ul", items, class_="legend")
-
-
-def lines(title: str, series: Series, x_label: str = "step") -> Markup:
-    """Values over steps, one line a series; empty markup when there is nothing to draw."""
-    shown = {name: points for name, points in series.items() if points}
-    if not shown:
-        return Markup("")
-    every = [point for points in shown.values() for point in points]
-    frame = _Frame([x for x, _ in every], [y for _, y in every])
-    drawn = []
-    for number, points in enumerate(shown.values()):
-        kept = thin(points)
-        path = " ".join(f"{_round(frame.px(x))},{_round(frame.py(y))}" for x, y in kept)
-        if len(kept) > 1:
-            drawn.append(element("polyline", points=path, class_=f"line {_style(number)}"))
-        if len(kept) <= 16:
-            for x, y in kept:
-                point = element("title", f"{x_label} {short(x)}: {short(y)}")
-                drawn.append(
-                    element(
-                        "circle",
-                        point,
-                        cx=_round(frame.px(x)),
-                        cy=_round(frame.py(y)),
-                        r=2.6,
-                        class_=f"dot {_style(number)}",
-                    )
-                )
-    words = "; ".join(f"{name} from {short(points[0][1])} to {short(points[-1][1])}" for name, points in shown.items())
-    figure = _svg(title, words, join([frame.axes(x_label), *drawn]))
-    named = [name.lower() for name in shown] != [title.lower()]
-    caption = element("figcaption", element("strong", title), legend(list(shown)) if named else None)
-    return element("figure", caption, figure, class_="chart")
-
-
-def scatter(
-    title: str, points: Mapping[str, tuple[float, float]], x_label: str, marked: Collection[str] = ()
-) -> Markup:
-    """Named points, the x axis logarithmic, those in `marked` set apart; empty markup for fewer than two."""
-    usable = {name: point for name, point in points.items() if point[0] > 0}
-    if len(usable) < 2:
-        return Markup("")
-    frame = _Frame([x for x, _ in usable.values()], [y for _, y in usable.values()], log_x=True)
-    drawn: list[Markup] = []
+def _name_points(axes: Axes, points: Mapping[str, tuple[float, float]], marked: Collection[str]) -> None:
+    """Write names beside points: to the side with room, and clear of names already written."""
+    middle = axes.transAxes.transform((0.5, 0.5))[0]
+    floor = axes.transAxes.transform((0.0, 0.0))[1]
     taken: list[tuple[float, float]] = []
-    for name, (x, y) in sorted(usable.items(), key=lambda item: -item[1][1]):
-        left, top = frame.px(x), frame.py(y)
-        # a label goes to the side with room, and clear of those it would cover
-        before = left > (LEFT + WIDTH - RIGHT) / 2
-        line = top + 4
-        down = 13 if line < HEIGHT - BOTTOM - 20 else -13
-        while any(abs(line - other) < 13 and abs(left - at) < 170 for at, other in taken):
-            line += down
+    for name, point in sorted(points.items(), key=lambda item: -item[1][1]):
+        left, line = axes.transData.transform(point)
+        start = line
+        step = -13 if line - floor > 20 else 13
+        while any(abs(line - other) < 12.5 and abs(left - at) < 160 for at, other in taken):
+            line += step
         taken.append((left, line))
-        kind, radius = ("s1", 6.5) if name in marked else ("s0", 5.0)
-        words = element("title", f"{name}: {short(y)} at {short(x)}")
-        drawn.append(element("circle", words, cx=_round(left), cy=_round(top), r=radius, class_=f"dot {kind}"))
-        anchor, at = ("end", left - 10) if before else ("start", left + 10)
-        label = name if len(name) <= 28 else name[:27] + "…"
-        style = "name marked" if name in marked else "name"
-        drawn.append(element("text", label, class_=style, x=_round(at), y=_round(line), text_anchor=anchor))
-    described = "; ".join(f"{name}: {short(y)} at {short(x)}" for name, (x, y) in usable.items())
-    caption = element("figcaption", element("strong", title))
-    return element("figure", caption, _svg(title, described, join([frame.axes(x_label), *drawn])), class_="chart")
+        before = left > middle
+        axes.annotate(
+            _label(name), point, xytext=(-9 if before else 9, (line - start) * 72 / axes.figure.dpi),
+            textcoords="offset points", ha="right" if before else "left", va="center", fontsize=8.5,
+            fontweight="bold" if name in marked else "normal",
+        )  # fmt: skip
 
 
-def sorted_bars(title: str, values: Sequence[float], x_label: str, description: str) -> Markup:
-    """One bar a value, in the order given, above or below zero; empty markup when there are none."""
-    if not values:
-        return Markup("")
-    shown = list(values)
-    if len(shown) > MAX_POINTS:  # a stretch of neighbours becomes one bar; sorted neighbours are alike
-        size = math.ceil(len(shown) / MAX_POINTS)
-        shown = [sum(shown[i : i + size]) / len(shown[i : i + size]) for i in range(0, len(shown), size)]
-    frame = _Frame([0, len(values)], [*shown, 0.0], height=220)
-    room = (WIDTH - LEFT - RIGHT) / len(shown)
-    zero = frame.py(0.0)
-    drawn = []
-    for number, value in enumerate(shown):
-        top = frame.py(max(value, 0.0))
-        tall = abs(frame.py(value) - zero)
-        kind = "gain" if value > 0 else "loss" if value < 0 else "tie"
-        width = round(max(room - (1 if room > 3 else 0), 0.4), 2)
-        left = round(LEFT + number * room, 2)
-        drawn.append(element("rect", x=left, y=_round(top), width=width, height=_round(max(tall, 0.8)), class_=kind))
-    drawn.append(element("line", class_="axis", x1=LEFT, x2=WIDTH - RIGHT, y1=_round(zero), y2=_round(zero)))
-    caption = element("figcaption", element("strong", title), element("span", description, class_="note"))
-    body = join([frame.axes(x_label), *drawn])
-    return element("figure", caption, _svg(title, description, body, 220), class_="chart")
+def _label(name: str) -> str:
+    name = clean(name)
+    return name if len(name) <= 28 else name[:27] + "…"

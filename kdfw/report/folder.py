@@ -10,15 +10,10 @@ from typing import Any
 
 import yaml
 
-from kdfw.data.lines import BadLines
-from kdfw.data.runs import read_run_lines
-from kdfw.errors import DataError
 from kdfw.report.numbers import as_number
 
 MAX_LINES = 200_000
 """Lines of a metrics file that are read; a longer one is cut, and the report says so."""
-MAX_RUN_BYTES = 400_000_000
-"""A larger run file is not opened: the report would take minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +60,8 @@ class StageView:
     summary: Mapping[str, Any]
     metrics: tuple[Mapping[str, Any], ...]
     evaluation: Evaluation | None
+    examples: tuple[Mapping[str, Any], ...]
+    """Items of an evaluation with their texts and what each system made of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +74,8 @@ class RunView:
     recipe: Mapping[str, Any]
     recipe_text: str
     stages: tuple[StageView, ...]
+    diagnosis: Mapping[str, Any]
+    """Of the teachers, as `kdfw diagnose --json` prints it; empty where there is none."""
     notes: tuple[str, ...] = field(default=())
     """What could not be read, in words."""
 
@@ -120,6 +119,7 @@ class _Reader:
             recipe=recipe,
             recipe_text=text,
             stages=tuple(stages),
+            diagnosis=mapping(self._json(self.folder / "diagnosis.json", expected=False)),
             notes=tuple(self.notes),
         )
 
@@ -140,6 +140,9 @@ class _Reader:
             summary=mapping(record.get("summary")) or mapping(artifact.get("summary")),
             metrics=tuple(self._lines(folder / "metrics.jsonl")),
             evaluation=self._evaluation(folder),
+            examples=tuple(
+                line for line in self._lines(folder / "examples.jsonl") if isinstance(line.get("query"), str)
+            ),
         )
 
     def _evaluation(self, folder: Path) -> Evaluation | None:
@@ -223,22 +226,11 @@ class _Reader:
             self.notes.append(f"{path.relative_to(self.folder)}: {bad} lines are not JSON mappings")
 
 
-def top_passages(stage: StageView, system: str, queries: set[str], depth: int) -> dict[str, list[tuple[str, float]]]:
-    """The first `depth` passages of some queries from `run.<system>.trec`: query -> (passage id, score)."""
-    found: dict[str, list[tuple[str, float]]] = {}
-    wanted = {f"run.{system}.trec", f"run.{''.join(c if c.isalnum() or c in '._#-' else '-' for c in system)}.trec"}
-    path = next(
-        (stage.folder / name for name in sorted(wanted) if "/" not in name and (stage.folder / name).is_file()), None
-    )
-    if path is None or path.stat().st_size > MAX_RUN_BYTES:
-        return found
-    try:
-        for _, query, passage, score in read_run_lines(path, BadLines("skip"), format="trec"):
-            if query in queries and len(found.setdefault(query, [])) < depth:  # written best first
-                found[query].append((passage, score))
-    except DataError:  # what was read before stays
-        pass
-    return found
+def written_stages(recipe: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The stages of a recipe, those in repeated blocks once."""
+    for stage in mappings(recipe.get("stages")):
+        yield stage
+        yield from written_stages(stage)
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -53,8 +53,11 @@ def _render(child: Child) -> str:
 
 
 def _text(value: str | int | float) -> str:
-    """The text without characters that HTML cannot hold (control characters, lone surrogates)."""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return clean(f"{value:g}" if isinstance(value, float) else str(value))
+
+
+def clean(text: str) -> str:
+    """The text without characters that HTML and XML cannot hold (control characters, lone surrogates)."""
     return "".join(
         "\ufffd"
         if (ord(character) < 32 and character not in "\n\r\t") or 0xD800 <= ord(character) <= 0xDFFF

@@ -28,17 +28,46 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
-for (const box of document.querySelectorAll(".search")) {
-  const input = box.querySelector("input");
+const search = (box, things, textOf) => {
+  const input = box.querySelector("input[type=search]");
   const status = box.querySelector("[role=status]");
-  const rows = [...box.parentElement.querySelectorAll("tbody tr")];
+  const what = status.dataset.what;
+  let texts = null;
   input.addEventListener("input", () => {
-    const wanted = input.value.trim().toLowerCase();
+    texts ??= things.map((thing) => textOf(thing).toLowerCase());
+    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
-    for (const row of rows) {
-      row.hidden = !row.cells[0].textContent.toLowerCase().includes(wanted);
-      shown += !row.hidden;
-    }
-    status.textContent = wanted ? `${shown} of ${rows.length} rows` : `${rows.length} rows`;
+    things.forEach((thing, place) => {
+      thing.hidden = !words.every((word) => texts[place].includes(word));
+      shown += !thing.hidden;
+    });
+    status.textContent = words.length ? `${shown} of ${things.length} ${what}` : `${things.length} ${what}`;
   });
+};
+for (const holder of document.querySelectorAll(".table")) {
+  const box = holder.querySelector(".search");
+  const textOf = (row) => [...row.cells].filter((cell) => !cell.classList.contains("number")).map((cell) => cell.textContent).join(" ");
+  if (box) search(box, [...holder.querySelectorAll("tbody tr")], textOf);
+}
+for (const explorer of document.querySelectorAll(".explorer")) {
+  const items = [...explorer.querySelectorAll(".query")];
+  search(explorer.querySelector(".search"), items, (item) => item.textContent);
+  const order = explorer.querySelector("select.order");
+  order?.addEventListener("change", () => {
+    const way = order.selectedOptions[0].dataset.way;
+    const key = (item) => {
+      const value = Number(item.getAttribute(`data-k${order.value}`) ?? NaN);
+      return way === "up" ? value : way === "down" ? -value : -Math.abs(value);
+    };
+    const keyed = items.map((item) => [key(item), item]);
+    keyed.sort(([a], [b]) => (Number.isNaN(a) || Number.isNaN(b) ? Number.isNaN(a) - Number.isNaN(b) : a - b));
+    explorer.querySelector(".items").append(...keyed.map(([, item]) => item));
+  });
+  const choose = (box) => {
+    for (const column of explorer.querySelectorAll(`[data-system="${box.value}"]`)) column.hidden = !box.checked;
+  };
+  for (const box of explorer.querySelectorAll(".choice input")) {
+    box.addEventListener("change", () => choose(box));
+    choose(box);
+  }
 }

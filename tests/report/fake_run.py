@@ -93,6 +93,7 @@ def write_run(folder: Path, *, queries: int = 240, steps: int = 400, names: Mapp
     )
     _metrics(folder / "stages" / "03-distill" / "metrics.jsonl", steps, rng)
     _evaluation(folder / "stages" / "04-test", queries, names, rng)
+    _json(folder / "diagnosis.json", _diagnosis(names, rng))
     return folder
 
 
@@ -158,12 +159,10 @@ def _evaluation(folder: Path, queries: int, names: Mapping[str, str], rng: np.ra
         for row, query in enumerate(ids):
             values = {measure: float(column[row]) for measure, column in per_query[system].items()}
             lines.append({"query": query, "system": shown, **values})
-        with (folder / f"run.{system}.trec").open("w", encoding="utf-8") as stream:
-            for query in ids:
-                for rank in range(1, 11):
-                    passage = f"{names.get('passage', 'doc')}{int(rng.integers(9000))}"
-                    stream.write(f"{query} Q0 {passage} {rank} {20 - rank + 0.25:.4f} {system}\n")
     (folder / "per_query.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "examples.jsonl").write_text(
+        "".join(json.dumps(_example(query, names, rng)) + "\n" for query in ids[: min(200, len(ids))])
+    )
     _json(
         folder / "measures.json",
         {
@@ -176,6 +175,85 @@ def _evaluation(folder: Path, queries: int, names: Mapping[str, str], rng: np.ra
             "order": [names.get(system, system) for system in SYSTEMS],
         },
     )
+
+
+def _example(query: str, names: Mapping[str, str], rng: np.random.Generator) -> dict[str, Any]:
+    """A query with its text and five passages of each system, of which some are judged."""
+    passages = [f"{names.get('passage', 'doc')}{query}-{number}" for number in range(12)]
+    lists = {}
+    for system in SYSTEMS:
+        order = rng.permutation(12)[:5]
+        lists[names.get(system, system)] = [
+            [passages[place], round(20.0 - rank, 2)] for rank, place in enumerate(order)
+        ]
+    texts = {id: f"{names.get('text', 'Return a list of')} {id} " + "and so on " * 20 for id in passages}
+    return {
+        "query": query,
+        "text": f"{names.get('text', 'how to')} ask for {query}",
+        "lists": lists,
+        "passages": texts,
+        "grades": {passages[0]: 1, passages[1]: 0, passages[2]: 2},
+        "relevant": {passages[0]: {names.get("teacher", "teacher"): 1}, passages[2]: {}},
+        "relevant_in_all": 2,
+    }
+
+
+def _diagnosis(names: Mapping[str, str], rng: np.random.Generator) -> dict[str, Any]:
+    """Of the stage `distill`: one teacher, one loss, agreement on a sample and in the evaluation."""
+    teacher, text = names.get("teacher", "teacher"), names.get("text", "text of")
+    counts, edges = np.histogram(rng.normal(0.4, 0.2, size=900), bins=30)
+    row = {"items": 128, "kendall_tau": 0.41, "tau_histogram": rng.integers(1, 20, size=20).tolist(), "overlap@10": 0.4}
+    example = {
+        "item": "q0001", "text": f"{text} a query", "alternative": "d7", "alternative_text": f"{text} a passage",
+        "score": 0.91, "positive": "d1", "positive_text": f"{text} the positive", "positive_score": 0.55,
+    }  # fmt: skip
+    stage = {
+        "stage": names.get("distill", "distill"),
+        "type": "train",
+        "split": "train",
+        "task": "ranking",
+        "teachers": [
+            {
+                "name": teacher,
+                "of": "the lists of scores",
+                "lists": 90,
+                "lists_in_all": 90,
+                "missing": 0.0,
+                "distribution": {
+                    "scores": 900, "mean": 0.4, "standard_deviation": 0.2, "lowest": -0.2, "highest": 1.0,
+                    "histogram": {
+                        "edges": edges.tolist(), "counts": counts.tolist(), "positives": (counts // 5).tolist()
+                    },
+                },
+                "spread": {"items": 90, "range": {"median": 0.61}, "constant_items": 3, "constant_share": 0.03},
+                "judgements": {"items": 88, "positive_not_on_top": 0.314, "reciprocal_rank": 0.777},
+                "suspected_false_negatives": {"items": 88, "suspected": 54, "examples": [example]},
+            }
+        ],
+        "targets": [
+            {
+                "loss": "KL", "teacher": teacher, "compares": "distributions", "temperatures": [0.05],
+                "suggested_temperature": 0.125,
+                "at": [
+                    {
+                        "temperature": 0.05, "items": 128, "alternatives": 4.0, "top_weight": 0.81,
+                        "effective_alternatives": 1.7, "entropy": {"mean": 0.33},
+                        "entropy_histogram": rng.integers(0, 20, size=20).tolist(),
+                    }
+                ],
+            }
+        ],
+        "between_teachers": [],
+        "student": [
+            {"teacher": teacher, "basis": "128 training examples", "before": row,
+             "after": {**row, "kendall_tau": 0.72, "overlap@10": 0.8}},
+        ],
+        "warnings": [
+            {"rule": "constant-lists", "value": 0.03, "limit": 0.01, "text": f"{teacher} is constant in 3.3% of them"}
+        ],
+        "notes": [f"a note on {teacher}"],
+    }  # fmt: skip
+    return {"name": names.get("run", "quickstart"), "source": "run", "worked": [], "stages": [stage], "notes": []}
 
 
 def _json(path: Path, value: Any) -> None:
