@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdfw.data.sets import LabelledData, PairData, ParallelData
 from kdfw.files import write_lines
 
 if TYPE_CHECKING:
-    from kdfw.data.sets import RankingData
+    from kdfw.data.sets import Data, RankingData
     from kdfw.evaluation.agreement import Lists
+    from kdfw.evaluation.tasks import TaskValues
     from kdfw.types import Qrels, TextSource
 
 FILE = "examples.jsonl"
@@ -82,21 +84,49 @@ def write_ranking(
     write_lines(folder / FILE, lines())
 
 
+def answers_of(values: TaskValues, data: Data) -> dict[str, str]:
+    """Item -> what a model answered, in words: a class, a score, a translation."""
+    if isinstance(data, LabelledData):
+        said = [data.classes[int(number)] for number in values.per_item["predicted"]]
+    elif isinstance(data, PairData):
+        said = [f"{score:.3f}" for score in values.per_item["score"]]
+    else:
+        said = list(values.answers)
+    return dict(zip(values.ids, said, strict=False))
+
+
 def write_answers(
-    folder: Path,
-    chosen: Sequence[str],
-    texts: Mapping[str, str],
-    gold: Mapping[str, str],
-    answers: Mapping[str, Mapping[str, str]],
+    folder: Path, data: Data, split: str, answers: Mapping[str, Mapping[str, str]], chosen: Sequence[str]
 ) -> None:
-    """One line an item: its text, what is right, and the answer of each system (a class, a score, a translation)."""
+    """One line an item: its text, what is right, and the answer of each system.
+
+    Args:
+        answers: system -> item -> answer.
+    """
 
     def lines() -> Iterator[str]:
-        for item in chosen:
+        for item, (text, gold) in _texts(data, split, set(chosen)):
             given = {system: _cut(found[item]) for system, found in answers.items() if item in found}
-            yield _line(query=item, text=_cut(texts.get(item, "")), gold=_cut(gold.get(item, "")), answers=given)
+            yield _line(query=item, text=_cut(text), gold=_cut(gold), answers=given)
 
     write_lines(folder / FILE, lines())
+
+
+def _texts(data: Data, split: str, wanted: set[str]) -> Iterator[tuple[str, tuple[str, str]]]:
+    """(item, (its text, what is right)) of the wanted items, in stored order."""
+    rows: Any = data.splits[split]  # type: ignore[union-attr]
+    ids = rows.source.ids() if isinstance(data, ParallelData) else rows.ids
+    for row, item in enumerate(ids):
+        if item not in wanted:
+            continue
+        if isinstance(data, ParallelData):
+            yield item, (rows.source.text(row), rows.target.text(row))
+        elif isinstance(data, PairData):
+            gold = "" if rows.gold is None else f"{rows.gold[row]:g}"
+            yield item, (f"{rows.left.text(row)} | {rows.right.text(row)}", gold)
+        elif isinstance(data, LabelledData):
+            label = int(rows.labels[row])
+            yield item, ("" if rows.texts is None else rows.texts.text(row), data.classes[label] if label >= 0 else "")
 
 
 def _line(**values: Any) -> str:

@@ -263,12 +263,14 @@ class Evaluate(Stage):
     # ------------------------------------------------------------ other tasks
 
     def _run_task(self, context: StageContext, data: Any) -> None:
+        from kdfw.evaluation import examples
         from kdfw.evaluation.tasks import DEFAULT_MEASURES, evaluate_scores, evaluate_split
         from kdfw.models.precision import autocast_dtype
 
         official = [data.measure] if getattr(data, "measure", "") else []
         names = self.measures or list(dict.fromkeys([*official, *DEFAULT_MEASURES[data.task]]))
         found: dict[str, _System] = {}
+        answers: dict[str, dict[str, str]] = {}
         for reference in self.systems:
             facts: dict[str, Any]
             if context.holds_scores(reference):
@@ -295,10 +297,16 @@ class Evaluate(Stage):
                 name: dict(zip(values.ids, column.tolist(), strict=True)) for name, column in values.per_item.items()
             }
             found[_short(reference)] = _System(values=per_item, facts=facts, means=dict(values.measures))
+            answers[_short(reference)] = examples.answers_of(values, data)
             context.log.info(
                 "%s: %s", _short(reference), ", ".join(f"{m} {value:.4f}" for m, value in values.measures.items())
             )
         if context.workers.main:
+            measured = {name: next((s.values[m] for m in names if m in s.values), {}) for name, s in found.items()}
+            models = [_short(reference) for reference in self.models]
+            chosen = examples.choose(measured, models) if all(measured.values()) else []
+            chosen = chosen or examples.spaced(list(next(iter(answers.values()))))
+            examples.write_answers(context.folder, data, self.split, answers, chosen)
             self._write(
                 context, data.task, names, found, len(next(iter(next(iter(found.values())).values.values()), ()))
             )

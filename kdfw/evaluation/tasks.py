@@ -46,6 +46,8 @@ class TaskValues:
     chrF of the sentence, and the counts that those of the corpus are made of."""
     groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Measures of each subset, where the data have subsets."""
+    answers: Sequence[str] = ()
+    """(Q,) the texts that the model wrote, where it writes texts."""
 
 
 # ---------------------------------------------------------------- pairs
@@ -396,13 +398,13 @@ def _translations(
     ids, batches, _ = _batches(data, split, size)
     measured: dict[str, float] = {}
     per_item: dict[str, np.ndarray] = {}
+    hypotheses: list[str] = []
     if "token accuracy" in measures:
         per_item["token accuracy"] = _token_accuracy(model, batches(), road)
         right, total = per_item["token accuracy"].T
         measured["token accuracy"] = float(right.sum() / total.sum())
         per_item = {}
     if {"bleu", "chrf"} & set(measures):
-        hypotheses: list[str] = []
         references: list[str] = []
         for batch in batches():
             sources = batch.inputs["source"]
@@ -413,7 +415,7 @@ def _translations(
         found = translation_measures(hypotheses, references)
         measured |= found.measures
         per_item = dict(found.per_item)
-    return TaskValues(measures=measured, ids=ids, per_item=per_item)
+    return TaskValues(measures=measured, ids=ids, per_item=per_item, answers=hypotheses)
 
 
 def _token_accuracy(model: Model, batches: Any, road: Mapping[str, Any]) -> np.ndarray:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from kdfw.evaluation.examples import MAX_ITEMS, choose, spaced, write_answers
+from kdfw.data.sets import Data, Labelled, LabelledData, PairData, Pairs, Parallel, ParallelData
+from kdfw.data.table import TextTable
+from kdfw.evaluation.examples import MAX_ITEMS, answers_of, choose, spaced, write_answers
+from kdfw.evaluation.tasks import TaskValues
 
 
 def test_all_of_few_are_kept() -> None:
@@ -35,9 +40,39 @@ def test_items_without_a_value_are_evenly_spaced() -> None:
     assert spaced(ids) == ids[::6] and len(spaced(ids)) <= MAX_ITEMS
 
 
-def test_answers_are_cut_and_on_one_line(tmp_path: Path) -> None:
-    write_answers(tmp_path, ["1"], {"1": "a\nb " + "x" * 500}, {"1": "yes"}, {"s": {"1": "no"}, "t": {}})
-    (line,) = (tmp_path / "examples.jsonl").read_text(encoding="utf-8").splitlines()
-    found = json.loads(line)
-    assert found["text"].startswith("a b x") and found["text"].endswith("…") and len(found["text"]) == 400
-    assert found["gold"] == "yes" and found["answers"] == {"s": "no"}
+def table(folder: Path, name: str, texts: list[str]) -> TextTable:
+    return TextTable.from_lists(folder / name, [str(number) for number in range(len(texts))], texts)
+
+
+def written(folder: Path, data: Data, values: TaskValues, chosen: list[str]) -> list[dict[str, Any]]:
+    answers = {"s": answers_of(values, data), "t": {}}
+    write_answers(folder, data, "test", answers, chosen)
+    return [json.loads(line) for line in (folder / "examples.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_classes_are_answered_by_their_names(tmp_path: Path) -> None:
+    texts = table(tmp_path, "texts", ["a\nb " + "x" * 500, "c", "d"])
+    rows = Labelled(ids=["i", "j", "k"], labels=np.array([1, 0, -1]), texts=texts)
+    data = LabelledData(name="d", fingerprint="", splits={"test": rows}, classes=["no", "yes"])
+    values = TaskValues(measures={}, ids=["i", "j"], per_item={"predicted": np.array([0, 1])})
+    first, second = written(tmp_path, data, values, ["j", "i"])
+    assert first["text"].startswith("a b x") and first["text"].endswith("…") and len(first["text"]) == 400
+    assert (first["query"], first["gold"], first["answers"]) == ("i", "yes", {"s": "no"})
+    assert (second["query"], second["gold"], second["answers"]) == ("j", "no", {"s": "yes"})
+    images = LabelledData(
+        name="d", fingerprint="", splits={"test": replace(rows, texts=None)}, classes=["no", "yes"]
+    )  # fmt: skip
+    assert [row["text"] for row in written(tmp_path, images, values, ["i"])] == [""]
+
+
+def test_pairs_are_answered_by_scores_and_sentences_by_translations(tmp_path: Path) -> None:
+    left, right = table(tmp_path, "left", ["a", "b"]), table(tmp_path, "right", ["c", "d"])
+    pairs = Pairs(ids=["0", "1"], left=left, right=right, gold=np.array([4.5, 1.0], dtype=np.float32))
+    data = PairData(name="d", fingerprint="", splits={"test": pairs})
+    values = TaskValues(measures={}, ids=["0", "1"], per_item={"score": np.array([0.25, 0.5])})
+    (row,) = written(tmp_path, data, values, ["1"])
+    assert (row["text"], row["gold"], row["answers"]) == ("b | d", "1", {"s": "0.500"})
+    parallel = ParallelData(name="d", fingerprint="", splits={"test": Parallel(source=left, target=right)})
+    values = TaskValues(measures={}, ids=["0", "1"], per_item={}, answers=["C", "D"])
+    (row,) = written(tmp_path, parallel, values, ["0"])
+    assert (row["text"], row["gold"], row["answers"]) == ("a", "c", {"s": "C"})
