@@ -66,15 +66,24 @@ class Triples(Retriever):
     """Negatives that the data set's triples name for a query: a random sample of them, in random order.
 
     The sample is a function of the data alone (no seed): each pair of query and negative has a fixed random number, and
-    a query keeps the `depth` negatives with the lowest. Memory: 8 bytes x `depth` a query.
+    a query keeps the negatives with the lowest. Memory: 8 bytes for each that is kept.
     """
 
-    def __init__(self, *, split: Annotated[str, Field(description="whose triples")] = "train") -> None:
+    def __init__(
+        self,
+        *,
+        split: Annotated[str, Field(description="whose triples")] = "train",
+        per_query: Annotated[
+            int | None, Field(ge=1, description="negatives of a query; default: the depth asked for")
+        ] = None,
+    ) -> None:
         self.split = split
+        self.per_query = per_query
         self._sampled = Opened[Ranking]()
 
     def search(self, data: RankingData, queries: TextSource, depth: int, context: StageContext) -> Ranking:
-        """At most `depth` negatives a query; an empty list for a query without triples."""
+        """At most `depth` or `per_query` negatives a query; an empty list for a query without triples."""
+        depth = min(depth, self.per_query or depth)
         if self.split not in data.triples:
             have = ", ".join(sorted(data.triples)) or "none"
             raise DataError(

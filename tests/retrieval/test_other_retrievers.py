@@ -292,5 +292,7 @@ def test_triples_become_candidate_lists(tmp_path: Path) -> None:
     assert found.query_ids == ("a", "b", "c") and lengths == [20, 0, 3]
     assert all((np.diff(found.of(number)[1]) < 0).all() for number in range(3))
     assert set(found.of(2)[0].tolist()) == {1, 2, 3}
+    fewer = Triples(per_query=5).search(data, queries, 20, Context(tmp_path, data))
+    assert fewer.of(0)[0].tolist() == found.of(0)[0][:5].tolist()
     with pytest.raises(DataError, match=r"no triples for split 'dev' \(splits with triples: train\)"):
         Triples(split="dev").search(data, queries, 20, Context(tmp_path, data))
