@@ -37,6 +37,7 @@ from kdfw.engine.runtime import keep_lines
 from kdfw.engine.settings import TrainSettings
 from kdfw.errors import ConfigError, Problem, TrainingError, one_of
 from kdfw.files import write_json
+from kdfw.models.encoders import take_encoder
 from kdfw.models.forward import (
     Budget,
     Representations,
@@ -114,6 +115,12 @@ class Train(Stage):
         patience: Annotated[
             int | None, Field(ge=1, description="stop after this many evaluations without improvement")
         ] = None,
+        encoder_from: Annotated[
+            ModelRef | None,
+            Field(
+                description="a model whose transformer the student starts with, without its head: bi- or cross-encoder"
+            ),
+        ] = None,
         seed_offset: Annotated[
             int, Field(ge=0, lt=2**32, description="added to the recipe's seed: members of an ensemble differ by it")
         ] = 0,
@@ -134,6 +141,7 @@ class Train(Stage):
         self.dev_pool = dev_pool
         self.dev_every = dev_every
         self.patience = patience
+        self.encoder_from = encoder_from
         self.seed_offset = seed_offset
 
     def trained_models(self) -> dict[str, str]:
@@ -345,6 +353,8 @@ class Trainer:
         self.models: dict[str, Model] = {
             name: context.model(reference) for name, reference in stage.trained_models().items()
         }
+        if stage.encoder_from is not None:
+            take_encoder(self.models[STUDENT], context.model(stage.encoder_from), stage.encoder_from)
         for model in self.models.values():
             model.train(self.settings.dropout)
             if self.settings.activation_checkpointing:
