@@ -48,6 +48,7 @@ def made_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_ranking(root, tmp_path_factory.mktemp("ingested"))
     write_graded(root / "msmarco-dl", random.Random(4))
     write_sts(root / "sts" / "STSB", rng)
+    write_unlabelled(root / "sts" / "unlabeled-pairs.tsv.gz", random.Random(5))
     write_relations(root / "semeval2010-task8", rng)
     write_digits(root / "mnist-10k")
     write_translations(root / "multi30k", rng)
@@ -125,6 +126,15 @@ def write_sts(folder: Path, rng: random.Random) -> None:
             right = [rng.choice(NOUNS) if place in places else word for place, word in enumerate(left)]
             lines.append(f"{5 - changed}\t{' '.join(left)}\t{' '.join(right)}")
         write_lines(folder / f"{split}.tsv", lines)
+
+
+def write_unlabelled(path: Path, rng: random.Random) -> None:
+    """Sentences with another that shares its beginning."""
+    pairs = []
+    for _ in range(80):
+        left, same = sentence(rng), rng.randrange(6)
+        pairs.append(f"{' '.join(left)}\t{' '.join([*left[:same], *sentence(rng)[same:]])}")
+    write_packed(path, pairs)
 
 
 def write_relations(folder: Path, rng: random.Random) -> None:
