@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,22 @@ import torch
 from torch import nn
 
 from kdfw.errors import ArtifactError
-from kdfw.files import files_below, sync_file, sync_folder, write_json
+from kdfw.files import files_below, sync_file, sync_folder, write_atomic, write_json
 from kdfw.fingerprint import file_digest
 
+log = logging.getLogger("kdfw")
 KEEP = 2
 """Checkpoints kept; the newest may turn out to be damaged."""
+
+
+def place(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step-{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def save(
@@ -26,17 +38,22 @@ def save(
     modules: Mapping[str, nn.Module],
     optimizers: Mapping[str, torch.optim.Optimizer],
     state: Mapping[str, Any],
+    *,
+    refers: int | None = None,
+    along: Iterable[Path] = (),
 ) -> Path:
     """Write `folder/step-N`, then remove older ones beyond `KEEP`.
 
     Args:
         step: optimizer steps done.
         state: JSON values (best measure so far, ...).
+        refers: the step of an earlier checkpoint that this one needs (the best one); it is not removed.
+        along: files that are kept with it, where they are there.
     Raises: ArtifactError when the disk is full; what was there before stays.
     """
     from safetensors.torch import save_file
 
-    target = folder / f"step-{step:08d}"
+    target = place(folder, step)
     building = folder / f".building-{os.getpid()}"
     shutil.rmtree(building, ignore_errors=True)
     try:
@@ -47,7 +64,10 @@ def save(
             tensors, numbers = _flatten(optimizer)
             save_file(tensors, building / f"{name}.optimizer.safetensors")
             write_json(building / f"{name}.optimizer.json", numbers)
-        write_json(building / "state.json", {"step": step, **state})
+        for file in along:
+            if file.exists():
+                shutil.copyfile(file, building / file.name)
+        write_json(building / "state.json", {"step": step, "refers": refers, **state})
         digests = {}
         for file in files_below(building):
             sync_file(building / file)
@@ -62,21 +82,58 @@ def save(
         if isinstance(error, RuntimeError) and "No space" not in str(error):
             raise
         raise ArtifactError(f"{target}: cannot write a checkpoint: {error}; free some space and run again") from error
-    for old in sorted(folder.glob("step-*"))[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+    _prune(folder, target)
     return target
 
 
+def _prune(folder: Path, newest: Path) -> None:
+    others = sorted(path for path in folder.glob("step-*") if path != newest)
+    kept = [newest, *others[len(others) - KEEP + 1 :]]
+    needed = [_referred(checkpoint) for checkpoint in kept]
+    for old in others:
+        if old not in kept and old not in needed:
+            shutil.rmtree(old, ignore_errors=True)
+
+
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint whose checksums hold; None when there is none."""
+    """The newest checkpoint that is whole, and so is the one it refers to; None when there is none."""
     for candidate in sorted(folder.glob("step-*"), reverse=True):
-        try:
-            digests = json.loads((candidate / "checksums.json").read_text(encoding="utf-8"))
-            if all(file_digest(candidate / name) == digest for name, digest in digests.items()):
-                return candidate
-        except (OSError, ValueError):
-            continue
+        if is_whole(candidate) and ((other := _referred(candidate)) is None or is_whole(other)):
+            return candidate
+        log.warning("%s: damaged, or refers to one that is; passed over", candidate)
     return None
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether its checksums hold."""
+    try:
+        digests = json.loads((checkpoint / "checksums.json").read_text(encoding="utf-8"))
+        return bool(digests) and all(file_digest(checkpoint / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
+def require_whole(checkpoint: Path) -> None:
+    """Raises: ArtifactError when its checksums do not hold."""
+    if not is_whole(checkpoint):
+        raise ArtifactError(f"{checkpoint}: damaged since it was written; run again, to go on from an earlier one")
+
+
+def _referred(checkpoint: Path) -> Path | None:
+    try:
+        step = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["refers"]
+        return None if step is None or step == step_of(checkpoint) else place(checkpoint.parent, step)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def bring_back(checkpoint: Path | None, folder: Path, names: Iterable[str]) -> None:
+    """Put files back that were kept with a checkpoint; those that were not there then (or ever) are removed."""
+    for name in names:
+        if checkpoint is not None and (checkpoint / name).exists():
+            write_atomic(folder / name, (checkpoint / name).read_bytes())
+        else:
+            (folder / name).unlink(missing_ok=True)
 
 
 def restore(

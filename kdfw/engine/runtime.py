@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,27 +206,10 @@ class _ModelContext(Context):
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Append one JSON line; a line torn by a kill is dropped when the file is next cut back (`keep_lines`)."""
+    """Append one JSON line."""
     line = json.dumps(value, ensure_ascii=False) + "\n"
     try:
         with path.open("a", encoding="utf-8") as stream:
             stream.write(line)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def keep_lines(path: Path, keep: Any) -> None:
-    """Keep the whole JSON lines for which `keep(value)` holds: a resumed stage writes the rest again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            break
-        if keep(value):
-            kept.append(line + "\n")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)

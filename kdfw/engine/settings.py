@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+import os
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    import torch
 
 
 class OptimizerSettings(BaseModel):
@@ -61,10 +66,13 @@ class TrainSettings(OptimizerSettings):
     max_rows: int = Field(default=1024, ge=1, description="rows (texts or images) per forward")
     gradient_cache: Literal["auto", "always", "never"] = Field(
         default="auto",
-        description="encode twice so that memory does not grow with the batch; auto: when a step has many forwards",
+        description="encode twice so that memory does not grow with the batch; auto: only what `keep_gb` does not hold",
     )
-    cache_above: int = Field(
-        default=64, ge=1, description="gradient_cache auto: number of forwards in a step above which it is used"
+    keep_gb: float | None = Field(
+        default=None,
+        ge=0,
+        description="gradient_cache auto: gigabytes of activations that a process keeps for the backward pass; "
+        "default: half of a GPU's memory, a quarter of the machine's without one",
     )
     dropout: bool = Field(default=True, description="false: no dropout anywhere, losses repeat exactly")
     checkpoint_every: int | None = Field(default=None, ge=1, description="steps between checkpoints; default: by time")
@@ -90,3 +98,35 @@ class TrainSettings(OptimizerSettings):
     def optimizer_of(self, model: str) -> OptimizerSettings:
         """The settings of one trained model."""
         return self.models.get(model, self)
+
+
+def activations_to_keep(settings: TrainSettings, device: torch.device) -> float:
+    """Bytes of activations that a process keeps for the backward pass.
+
+    They depend on the size of the memory, not on what is free: the same machine computes the same.
+    """
+    if settings.gradient_cache != "auto":
+        return 0.0 if settings.gradient_cache == "always" else math.inf
+    if settings.keep_gb is not None:
+        return settings.keep_gb * 1e9
+    if device.type == "cuda":
+        import torch
+
+        return float(torch.cuda.get_device_properties(device).total_memory) / 2
+    return machine_memory() / 4 / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def machine_memory() -> float:
+    """Bytes of memory that programs of this machine (or container) may use; infinite where nobody says."""
+    found = [math.inf]
+    try:
+        found.append(float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
+    except (ValueError, OSError, AttributeError):
+        pass
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(name, encoding="ascii") as stream:
+                found.append(float(stream.read()))
+        except (OSError, ValueError):  # no such group, or `max`
+            continue
+    return min(found)

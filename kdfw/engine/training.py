@@ -14,10 +14,9 @@ import math
 import re
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -33,14 +32,13 @@ from kdfw.engine.feed import Feed
 from kdfw.engine.optim import make_optimizer, set_rate
 from kdfw.engine.probe import FILE as PROBE
 from kdfw.engine.probe import load_probe, probe_before, save_probe, student_scores, why_not
-from kdfw.engine.runtime import keep_lines
-from kdfw.engine.settings import TrainSettings
+from kdfw.engine.settings import TrainSettings, activations_to_keep
 from kdfw.errors import ConfigError, Problem, TrainingError, one_of
 from kdfw.files import write_json
 from kdfw.models.encoders import take_encoder
 from kdfw.models.forward import (
     Budget,
-    Representations,
+    Cached,
     backward_cached,
     is_out_of_memory,
     represent,
@@ -59,11 +57,15 @@ if TYPE_CHECKING:
     from kdfw.recipe.view import PlanView
 
 Every = Annotated[int, Field(ge=1)] | Literal["epoch"]
+CHECKPOINTS = "checkpoints"
+ALONG = ("metrics.jsonl", PROBE)
+"""Files of a stage's folder that a checkpoint keeps as they were: they grow, or are made once at the start."""
 STUDENT = "student"
 """Name of a stage's main model among those it trains."""
 MAX_PIECES = 1024
 """Into how many pieces a micro-batch is cut at most before memory that runs out is an error."""
 DEFAULT_SETTINGS = TrainSettings()
+Found = TypeVar("Found")
 DEFAULT_SAMPLER = {"pairs": "pairs", "classification": "labelled", "translation": "parallel"}
 
 
@@ -337,6 +339,10 @@ class _Slot:
     trained: str = ""
 
 
+class _MemoryRanOut(RuntimeError):
+    """Memory ran out on some process, and every process knows."""
+
+
 class Trainer:
     """Everything one training stage holds while it runs."""
 
@@ -349,7 +355,11 @@ class Trainer:
         self.data = context.data(stage.data)
         self.precision = resolve(self.settings.precision, self.device)
         self.autocast = autocast_dtype(self.precision)
-        self.budget = Budget(tokens=self.settings.token_budget, max_rows=self.settings.max_rows)
+        self.budget = Budget(
+            tokens=self.settings.token_budget,
+            max_rows=self.settings.max_rows,
+            activations=activations_to_keep(self.settings, self.device),
+        )
         self.models: dict[str, Model] = {
             name: context.model(reference) for name, reference in stage.trained_models().items()
         }
@@ -380,6 +390,9 @@ class Trainer:
                 model.encode = torch.compile(model.encode, dynamic=True)  # type: ignore[method-assign]
         self.dev = self._dev() if stage.dev else None
         self.skipped_steps = 0
+        self._said: set[tuple[str, str]] = set()
+        self._broken: list[str] = []
+        """Of this step: models asked as teachers whose scores are not finite, and for which items."""
         self._stop = False
 
     def _dev(self) -> DevEvaluation:
@@ -468,11 +481,10 @@ class Trainer:
 
     def train(self) -> None:
         """From the last checkpoint (or the start) to the end; writes the model into the stage's folder."""
-        context, folder = self.context, self.context.folder
+        context = self.context
         state = self._resume()
         start, best, waited = state["step"], state.get("best"), state.get("waited", 0)
-        if context.workers.main:
-            keep_lines(folder / "metrics.jsonl", lambda line: line["step"] <= start)
+        best_step: int | None = state.get("best_step")
         saved_at = began = time.monotonic()
         finished = bool(state.get("stopped_early"))
         if start == 0 and not why_not(self.stage, self.models[STUDENT]):
@@ -499,21 +511,21 @@ class Trainer:
                         context.record(step=done, epoch=clock.epoch, **{f"dev/{self.dev.name}": measured})
                         trackers.log(done, {f"dev/{self.dev.name}": measured})
                         waited += 1
-                        if best is None or measured > best:
-                            best, waited = measured, 0
-                            self._keep_best()
+                        if best is None or measured > best or math.isnan(best) > math.isnan(measured):
+                            best, best_step, waited = measured, done, 0
                         if self.stage.patience is not None and waited >= self.stage.patience:
                             finished = True
                     interrupted = any_process(self._stop, self.workers)
-                    if finished or interrupted or self._checkpoint_now(done, saved_at):
+                    if finished or interrupted or best_step == done or self._checkpoint_now(done, saved_at):
                         saved_at = time.monotonic()
-                        self._save(done, {"best": best, "waited": waited, "stopped_early": finished})
+                        standing = {"best": best, "best_step": best_step, "waited": waited, "stopped_early": finished}
+                        self._save(done, standing)
                     if interrupted:
                         raise KeyboardInterrupt
                     if finished:
                         context.log.info("no improvement on %s for %d evaluations: stopped", self.stage.dev, waited)
                         break
-        self._write_models()
+        self._write_models(best_step)
         self._probe_after()
         seconds = time.monotonic() - began
         context.summary(
@@ -533,6 +545,7 @@ class Trainer:
         """One optimizer step; returns the values of loss terms, rates and schedules for the log."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
+        self._broken = []
         active = {name for name, weight in self._active(clock)}
         values = self._gradients(batch, clock)
         if not math.isfinite(values["loss"]):
@@ -554,7 +567,7 @@ class Trainer:
         return values
 
     def _gradients(self, batch: Batch, clock: Clock) -> dict[str, float]:
-        """Gradients of a whole step; with smaller micro-batches, as often as memory runs out."""
+        """Gradients of a whole step; again with smaller micro-batches, as often as memory runs out on any process."""
         parts = self._split(batch) if self.settings.accumulate > 1 else [batch]
         while True:
             values: dict[str, float] = {}
@@ -563,17 +576,34 @@ class Trainer:
                     share = len(part) / len(batch)
                     for name, value in self.backward(part, clock, scale=share, part=number).items():
                         values[name] = values.get(name, 0.0) + value * share
-                failed = False
-            except (RuntimeError, MemoryError) as error:
-                # the forward pass halves its micro-batches by itself; this is the backward pass
-                if not is_out_of_memory(error) or self.workers.world_size > 1 or self.budget.pieces >= MAX_PIECES:
-                    raise
-                failed = True
-            if not failed:
                 return values
-            self.budget.shrink()
+            except (RuntimeError, MemoryError) as error:
+                # what runs out before the processes have agreed on it would leave the others waiting
+                agreed = isinstance(error, _MemoryRanOut) or self.workers.world_size == 1
+                if not agreed or not is_out_of_memory(error) or self.budget.pieces >= MAX_PIECES:
+                    raise
+            # outside the handler: the exception would keep the tensors of the failed try alive
+            said = any_process(self.budget.pieces > 1, self.workers)
+            self.budget.shrink(say=self.workers.main and not said)
             for optimizer in self.optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
+
+    def _agreed(self, work: Callable[[], Found]) -> Found:
+        """`work()`, in which processes do not wait for each other; memory that runs out on one is known to all.
+
+        Raises: _MemoryRanOut on every process.
+        """
+        found, enough = None, True
+        try:
+            found = work()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or self.workers.world_size == 1:
+                raise
+            enough = False
+        if any_process(not enough, self.workers):
+            raise _MemoryRanOut("out of memory on a process of the run")
+        assert found is not None
+        return found
 
     def _active(self, clock: Clock) -> Iterator[tuple[str, float]]:
         """(model, weight) of the losses that count in this step; a model without any is left alone."""
@@ -597,11 +627,12 @@ class Trainer:
             batch = self.models[name].produce(batch, clock)
         batch = replace(batch, num_items=self.models[STUDENT].num_items(batch))
         if self.models[STUDENT].local_signals:
-            return self._backward_in_shares(batch, clock, scale, part)
+            return sum_values(self._agreed(lambda: self._backward_in_shares(batch, clock, scale, part)), self.workers)
         active = {name for name, _ in self._active(clock)}
         feeding = {slot.trained for slot in self.slots if slot.kind == "trained"}
-        cached: dict[str, Any] = {}
+        cached: dict[str, Cached] = {}
         signals: dict[str, Signals] = {}
+        self.budget.kept = 0.0
         for number, (name, model) in enumerate(self.models.items()):
             if name not in active | feeding or name in self.stage.producers:
                 continue
@@ -613,27 +644,30 @@ class Trainer:
                 "device": self.device, "budget": self.budget, "workers": workers,
                 "rng_key": key, "autocast": self.autocast,
             }  # fmt: skip
-            if name not in active:
-                with torch.no_grad():
-                    signals[name] = model.signals(represent(model, groups, need, **road), batch, need)
-            elif self._use_cache(groups):
+            if name in active:
                 cached[name] = represent_cached(model, groups, need, **road)
                 signals[name] = model.signals(cached[name].reps, batch, need)
             else:
-                reps = represent(model, groups, need, **road)
-                signals[name] = model.signals(_as_share(reps, workers.world_size), batch, need)
+                with torch.no_grad():
+                    signals[name] = model.signals(represent(model, groups, need, **road), batch, need)
         teachers = [self._teacher_signals(number, batch, signals) for number in range(len(self.slots))]
-        total, values = self._losses(signals, teachers, batch, clock)
-        if torch.isfinite(total):
-            if total.requires_grad or self.workers.world_size == 1:  # a process without rows may have nothing to do
+        self._say_doubts(teachers, batch)
+
+        def work() -> dict[str, float]:
+            total, values = self._losses(signals, teachers, batch, clock)
+            if self._broken:  # losses leave out what has no score, and would learn nothing without a word
+                return {**values, "loss": math.nan}
+            if torch.isfinite(total) and total.requires_grad:  # false where every weight is 0 in this step
                 (total * scale).backward()  # type: ignore[no-untyped-call]
-            for kept in cached.values():
-                _scale_gradients(kept.reps, kept.run.workers.world_size)
-                backward_cached(kept)
-        return values
+                for kept in cached.values():
+                    _scale_gradients(kept)
+                    backward_cached(kept)
+            return values
+
+        return self._agreed(work)
 
     def _backward_in_shares(self, batch: Batch, clock: Clock, scale: float, part: int) -> dict[str, float]:
-        """For signals too large to hold for a whole step: one micro-batch of items at a time."""
+        """For signals too large to hold for a whole step: this process's share, one micro-batch of items at a time."""
         model = self.models[STUDENT]
         values: dict[str, float] = {}
         for number, share in enumerate(shares(model, batch, self.student_needs[STUDENT], self.budget, self.workers)):
@@ -652,7 +686,7 @@ class Trainer:
                 break
             # this share's part of a sum, where gradients are averaged over processes
             (total * scale * self.workers.world_size).backward()  # type: ignore[no-untyped-call]
-        return sum_values(values, self.workers)
+        return values
 
     def _losses(
         self, signals: Mapping[str, Signals], teachers: Sequence[Signals], batch: Batch, clock: Clock
@@ -726,12 +760,17 @@ class Trainer:
         mask = batch.mask & torch.isfinite(logits)
         return Signals(logits=torch.where(mask, logits, torch.zeros(())).to(self.device), mask=mask.to(self.device))
 
-    def _use_cache(self, groups: Sequence[Any]) -> bool:
-        if self.settings.gradient_cache != "auto":
-            return self.settings.gradient_cache == "always"
-        tokens = sum(int(group.lengths().sum()) for group in groups)
-        rows = sum(len(group) for group in groups)
-        return max(tokens / self.budget.tokens, rows / self.budget.max_rows) > self.settings.cache_above
+    def _say_doubts(self, teachers: Sequence[Signals], batch: Batch) -> None:
+        """Warn of rows that a live teacher gives no usable scores for: the first time of each teacher and fault."""
+        for slot, signals in zip(self.slots, teachers, strict=True):
+            if slot.kind not in ("frozen", "source"):  # those of a score stage were examined there
+                continue
+            for fault, named in _doubts(signals, batch).items():
+                if fault == "not finite":
+                    self._broken.append(f"teacher {slot.reference!r}: {named}")
+                if (slot.reference, fault) not in self._said and self.workers.main:
+                    self.context.log.warning("teacher %r: %s", slot.reference, named)
+                self._said.add((slot.reference, fault))
 
     def _split(self, batch: Batch) -> list[Batch]:
         from kdfw.samplers.collate import take
@@ -753,6 +792,7 @@ class Trainer:
             write_json(self.context.folder / f"not-finite-step-{clock.step:08d}.json", record)
         shown = ", ".join(batch.ids[:10]) + (" ..." if len(batch.ids) > 10 else "")
         message = f"step {clock.step}: {', '.join(named)} not finite; items: {shown}"
+        message += "".join(f"; {teacher}" for teacher in self._broken)
         if self.settings.on_nan == "stop":
             where = self.context.folder / f"not-finite-step-{clock.step:08d}.json"
             raise TrainingError(f"{message}; saved to {where}. A lower `lr`, or `on_nan: skip`, may help")
@@ -768,25 +808,25 @@ class Trainer:
         return {**self.models, "losses": self.losses}
 
     def _resume(self) -> dict[str, Any]:
-        found = self._latest("checkpoints")
-        if found is None:
+        """The newest whole checkpoint, chosen by the main process for all, put back; its state."""
+        folder = self.context.folder
+        found = checkpoint.latest(folder / CHECKPOINTS) if self.workers.main else None
+        if self.workers.main:
+            checkpoint.bring_back(found, folder, ALONG)
+        step = from_main(None if found is None else checkpoint.step_of(found), self.workers)
+        if step is None:
             return {"step": 0}
-        state = checkpoint.restore(found, self._modules, self.optimizers)
-        self.skipped_steps = state.get("skipped", 0)
-        self.context.log.info("goes on after step %d", state["step"])
+        state = checkpoint.restore(checkpoint.place(folder / CHECKPOINTS, step), self._modules, self.optimizers)
+        self.skipped_steps, self.budget.pieces = state["skipped"], state["pieces"]
+        self.context.log.info("goes on after step %d", step)
         return state
-
-    def _latest(self, folder: str) -> Path | None:
-        """The newest whole checkpoint, chosen by the main process for all."""
-        found = checkpoint.latest(self.context.folder / folder) if self.workers.main else None
-        name = from_main(None if found is None else found.name, self.workers)
-        return None if name is None else self.context.folder / folder / name
 
     def _save(self, step: int, state: Mapping[str, Any]) -> None:
         if self.workers.main:
             checkpoint.save(
-                self.context.folder / "checkpoints", step, self._modules, self.optimizers,
-                {**state, "skipped": self.skipped_steps},
+                self.context.folder / CHECKPOINTS, step, self._modules, self.optimizers,
+                {**state, "skipped": self.skipped_steps, "pieces": self.budget.pieces},
+                refers=state["best_step"], along=[self.context.folder / name for name in ALONG],
             )  # fmt: skip
         self.workers.barrier()
 
@@ -804,15 +844,11 @@ class Trainer:
         steps = [self.feed.steps_per_epoch if every == "epoch" else every for every in given]
         return any(done % every == 0 for every in steps) or done == self.feed.total_steps
 
-    def _keep_best(self) -> None:
-        if self.workers.main:
-            checkpoint.save(self.context.folder / "checkpoints" / "best", 0, self._modules, {}, {})
-        self.workers.barrier()
-
-    def _write_models(self) -> None:
-        """The student into `model/`, others into `models/<name>/`; the best checkpoint where a dev split chose one."""
-        best = self._latest("checkpoints/best")
-        if best is not None:
+    def _write_models(self, best_step: int | None = None) -> None:
+        """The student into `model/`, others into `models/<name>/`; as they were at the step that a dev split chose."""
+        if best_step is not None:
+            best = checkpoint.place(self.context.folder / CHECKPOINTS, best_step)
+            checkpoint.require_whole(best)
             checkpoint.restore(best, self._modules, {})
         if self.workers.main:
             for name, model in self.models.items():
@@ -887,33 +923,38 @@ class Trainer:
         warnings = []
         for number, slot in enumerate(self.slots):
             if slot.kind != "trained" and not model.local_signals:
-                warnings += _doubts(slot.reference, self._teacher_signals(number, batch, {}), batch)
+                named = _doubts(self._teacher_signals(number, batch, {}), batch).values()
+                warnings += [f"teacher {slot.reference!r}: {fault}" for fault in named]
         if warnings:
             report["warnings"] = warnings
         self._write_models()
         return report
 
 
-def _doubts(teacher: str, signals: Signals, batch: Batch) -> list[str]:
-    """What is wrong with a teacher's scores of a batch, naming the items."""
+def _doubts(signals: Signals, batch: Batch) -> dict[str, str]:
+    """What is wrong with a teacher's scores of a batch, naming the items: by kind of fault."""
     logits = signals.logits
     if logits is None or logits.dim() != 2 or logits.shape[1] < 2:
-        return []
+        return {}
     real = torch.ones_like(logits, dtype=torch.bool) if signals.mask is None else signals.mask
-    found = []
-    broken = [batch.ids[row] for row in (~torch.isfinite(logits) & real).any(1).nonzero().flatten().tolist()]
-    if broken:
-        found.append(f"teacher {teacher!r}: NaN or infinite scores for {', '.join(broken[:10])}")
+    found = {}
+    broken = (~torch.isfinite(logits) & real).any(1)
     highest = logits.masked_fill(~real, -math.inf).amax(1)
-    lowest = logits.masked_fill(~real, math.inf).amin(1)
-    flat = [batch.ids[row] for row in ((highest <= lowest) & (real.sum(1) > 1)).nonzero().flatten().tolist()]
-    if flat:
-        found.append(f"teacher {teacher!r}: all scores equal for {', '.join(flat[:10])}")
+    flat = (highest <= logits.masked_fill(~real, math.inf).amin(1)) & (real.sum(1) > 1)
+    absent = 0
     if batch.mask is not None and batch.mask.shape == real.shape:
-        lacking = int((batch.mask.to(real.device) & ~real).sum())
-        if lacking:
-            found.append(f"teacher {teacher!r}: {lacking} candidates without a score")
+        absent = int((batch.mask.to(real.device) & ~real).sum())
+    if broken.any():
+        found["not finite"] = f"NaN or infinite scores for {_items(broken, batch)}"
+    if flat.any():
+        found["flat"] = f"all scores equal for {_items(flat, batch)}"
+    if absent:
+        found["absent"] = f"{absent} candidates without a score"
     return found
+
+
+def _items(rows: Tensor, batch: Batch) -> str:
+    return ", ".join([batch.ids[row] for row in rows.nonzero().flatten().tolist()][:10])
 
 
 def _freeze(model: Model) -> Model:
@@ -933,22 +974,14 @@ def _whole_everywhere(model: Model) -> bool:
     return any(isinstance(module, kind) and module.training for module in model.modules())
 
 
-def _as_share(reps: Representations, processes: int) -> Representations:
-    """The same values; their gradient arrives times the number of processes.
+def _scale_gradients(cached: Cached) -> None:
+    """The gradient of representations times the number of processes.
 
     Gradients are averaged over processes: right for parameters that every process uses on the whole step (in
     `Model.signals`, in losses). Encoder weights get the gradient of a process's own rows, which must add up.
     """
-    for named in reps.values() if processes > 1 else ():
-        for value in named.values():
-            if value.requires_grad:
-                value.register_hook(lambda gradient: gradient * processes)  # type: ignore[no-untyped-call]
-    return reps
-
-
-def _scale_gradients(leaves: Representations, processes: int) -> None:
-    """As `_as_share`, for the leaves of gradient caching."""
-    for named in leaves.values() if processes > 1 else ():
+    processes = cached.run.workers.world_size
+    for named in cached.reps.values() if processes > 1 else ():
         for value in named.values():
             if value.grad is not None:
                 value.grad *= processes

@@ -11,7 +11,9 @@ processes. Parameters used outside (in `Model.signals`, in losses) get the whole
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -41,11 +43,19 @@ class Budget:
     max_rows: int = 1024
     pieces: int = 1
     """Into how many pieces each micro-batch is cut because memory ran out."""
+    activations: float = math.inf
+    """Bytes that gradient caching keeps of its first pass for the backward pass; the rest is computed again there."""
+    kept: float = 0.0
+    """Bytes kept so far; whoever begins a step sets it to 0."""
 
-    def shrink(self) -> None:
-        """Halve what goes through at once; says so the first time."""
-        if self.pieces == 1:
-            log.warning("out of memory: micro-batches are halved from here on (same results, a little slower)")
+    def shrink(self, *, say: bool = True) -> None:
+        """Halve what goes through at once, and keep half of what was kept, then nothing. Says so the first time."""
+        if self.pieces == 1 and say:
+            log.warning(
+                "out of memory: micro-batches are halved from here on "
+                "(same results, other draws of dropout, a little slower)"
+            )
+        self.activations = min(self.activations, self.kept) / 2 if self.pieces == 1 else 0.0
         self.pieces *= 2
 
 
@@ -197,14 +207,16 @@ def represent_cached(
 ) -> Cached:
     """First pass of gradient caching (arXiv:2101.06983), for any loss: representations without the graph behind them.
 
-    Compute signals and losses from `Cached.reps`, call backward, then `backward_cached`: memory is bound by one
-    micro-batch and the gradients are those of `represent`. `rng_key` is required where the model draws dropout.
+    Compute signals and losses from `Cached.reps`, call backward, then `backward_cached`: the gradients are those of
+    `represent`. Micro-batches keep their activations as long as `budget.activations` lasts; those beyond are computed
+    a second time, so that memory is bound by that and one micro-batch. `rng_key` is required where the model draws
+    dropout.
     """
     run = _Run(model, groups, need, device, budget, workers, rng_key, autocast)
     if model.training and rng_key is None:
         raise ValueError("gradient caching needs `rng_key`: the second pass must draw the same dropout")
     with torch.no_grad():
-        own = run.own_representations()
+        own = run.own_representations(keep=True)
         reps = run.complete(own)
     for named in reps.values():
         for name, value in named.items():
@@ -214,42 +226,56 @@ def represent_cached(
 
 
 def backward_cached(cached: Cached) -> None:
-    """Second pass: encode each own micro-batch again, with a graph, and send the stored gradients through it."""
+    """Second pass: the stored gradients through each own micro-batch: as it was kept, or made again with a graph."""
     run = cached.run
-    inputs: dict[int, Tensor] = {}
     with _frozen_statistics(run.model), run.casting():
-        for number, piece in run.own:
-            group = run.groups[piece.group]
-            leaves = cached.reps[group.name]
-            made = group.tensor is not None and group.tensor.requires_grad
-            for index, part in run.parts(piece):
-                source = group
-                if made:
-                    assert group.tensor is not None
-                    source = replace(group, tensor=group.tensor.detach()[torch.from_numpy(part)].requires_grad_())
-                    found = run.encode(source, np.arange(len(part)), number, index)
-                else:
-                    found = run.encode(group, part, number, index)
-                outputs, gradients = [], []
-                for name, value in found.items():
-                    gradient = leaves[name].grad
-                    if gradient is None or not value.requires_grad:
-                        continue
-                    own = gradient.index_select(0, torch.from_numpy(part).to(gradient.device))
-                    if own.dim() > 1 and own.shape[1] != value.shape[1]:
-                        own = own[:, : value.shape[1]]
-                    outputs.append(value)
-                    gradients.append(own)
-                if outputs:
-                    torch.autograd.backward(outputs, gradients)
-                if made and source.tensor is not None and source.tensor.grad is not None:
-                    assert group.tensor is not None
-                    total = inputs.setdefault(piece.group, torch.zeros_like(group.tensor))
-                    total[torch.from_numpy(part)] += source.tensor.grad
-    for group_number, gradient in inputs.items():
-        tensor = run.groups[group_number].tensor
-        assert tensor is not None
-        torch.autograd.backward(tensor, gradient)
+        for number, piece in run.own:  # in this order whatever was kept: sums are rounded alike
+            leaves = cached.reps[run.groups[piece.group].name]
+            if number in run.graphs:
+                _send(run.graphs.pop(number), leaves, piece.rows)
+                continue
+            for index, part in run.parts(number, piece):
+                _send(run.encode(piece.group, part, number, index), leaves, part)
+    run.pass_on()
+
+
+def _send(found: Mapping[str, Tensor], leaves: Mapping[str, Tensor], rows: np.ndarray) -> None:
+    """The gradients of some rows of a group's leaves, through the graph that made these rows."""
+    outputs, gradients = [], []
+    for name, value in found.items():
+        gradient = leaves[name].grad
+        if gradient is None or not value.requires_grad:
+            continue
+        own = gradient.index_select(0, torch.from_numpy(rows).to(gradient.device))
+        if own.dim() > 1 and own.shape[1] != value.shape[1]:
+            own = own[:, : value.shape[1]]
+        outputs.append(value)
+        gradients.append(own)
+    if outputs:
+        torch.autograd.backward(outputs, gradients)
+
+
+def _storages(model: nn.Module) -> set[int]:
+    """Addresses of a model's weights."""
+    return {value.untyped_storage().data_ptr() for value in [*model.parameters(), *model.buffers()]}
+
+
+@contextlib.contextmanager
+def _kept_bytes(seen: set[int]) -> Iterator[Callable[[], int]]:
+    """Counts the bytes that autograd keeps of what is computed inside, but for storages seen before."""
+    total = 0
+
+    def pack(value: Tensor) -> Tensor:
+        nonlocal total
+        if value.layout is torch.strided:
+            storage = value.untyped_storage()
+            if storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                total += storage.nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        yield lambda: total
 
 
 @contextlib.contextmanager
@@ -296,6 +322,12 @@ class _Run:
         self.pad_id = int(getattr(model, "pad_id", 0))
         self.pieces = share_of([group.lengths() for group in self.groups], self.workers, self.budget)
         self.own = [(n, piece) for n, piece in enumerate(self.pieces) if piece.owner == self.workers.rank]
+        self.cuts: dict[int, int] = {}
+        """Into how many parts each own micro-batch was cut: dropout is drawn for each part."""
+        self.graphs: dict[int, dict[str, Tensor]] = {}
+        """For gradient caching: what own micro-batches gave, with the graph behind it, where that is kept."""
+        self.leaves: list[tuple[int, np.ndarray, Tensor]] | None = None
+        """For gradient caching: (group, rows, leaf) of inputs that another model has made."""
         names = [group.name for group in self.groups]
         assert len(set(names)) == len(names), f"two groups of one name: {names}"
 
@@ -305,32 +337,68 @@ class _Run:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.autocast)
 
-    def parts(self, piece: Piece) -> Iterator[tuple[int, np.ndarray]]:
-        """The rows of a micro-batch, in as many parts as memory asks for."""
-        yield from enumerate(_split(piece.rows, self.budget.pieces))
+    def parts(self, number: int, piece: Piece) -> Iterator[tuple[int, np.ndarray]]:
+        """The rows of a micro-batch, in as many parts as memory asked for when it was first computed."""
+        yield from enumerate(_split(piece.rows, self.cuts.setdefault(number, self.budget.pieces)))
 
-    def encode(self, group: RowGroup, rows: np.ndarray, number: int, index: int) -> dict[str, Tensor]:
+    def encode(self, group_number: int, rows: np.ndarray, number: int, index: int) -> dict[str, Tensor]:
         """One micro-batch through the model; floating values come back as float32."""
+        group = self.groups[group_number]
+        if torch.is_grad_enabled() and self.leaves is not None and _is_made(group):
+            assert group.tensor is not None
+            leaf = group.tensor.detach()[torch.from_numpy(rows)].requires_grad_()
+            self.leaves.append((group_number, rows, leaf))
+            group, rows = replace(group, tensor=leaf), np.arange(len(rows))
         micro = assemble(group, rows, self.device, self.pad_id)
         with _dropout_of(None if self.rng_key is None else (*self.rng_key, number, index), self.device):
             found = self.model.encode(micro, self.need)
         return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
 
-    def own_representations(self) -> _Own:
+    def own_representations(self, *, keep: bool = False) -> _Own:
+        """Representations of this process's micro-batches.
+
+        Args:
+            keep: for gradient caching: keep the graphs of the first ones, as many as the budget allows.
+        """
         done: list[dict[str, Tensor]] = []
+        self.leaves = [] if keep else None
+        before, seen = self.budget.kept, _storages(self.model) if keep else set()
+
+        def work(number: int, piece: Piece) -> dict[str, Tensor]:
+            self.cuts.pop(number, None)
+            if not keep or self.budget.kept >= self.budget.activations:
+                return self._encode_piece(number, piece)
+            with torch.enable_grad(), _kept_bytes(seen) as count:
+                found = self.graphs[number] = self._encode_piece(number, piece)
+            self.budget.kept += count()
+            return {name: value.detach() for name, value in found.items()}
+
+        def set_free() -> None:
+            self.graphs.clear()
+            self.leaves = [] if keep else None
+            self.budget.kept = before
+            seen.intersection_update(_storages(self.model))
+
         with self.casting():
             for number, piece in self.own:
-                group = self.groups[piece.group]
-                done.append(
-                    retry_out_of_memory(
-                        lambda group=group, piece=piece, number=number: _join(  # type: ignore[misc]
-                            [self.encode(group, part, number, index) for index, part in self.parts(piece)]
-                        ),
-                        self.budget,
-                        smallest=len(piece.rows),
-                    )
-                )
+                once_more = functools.partial(work, number, piece)
+                done.append(retry_out_of_memory(once_more, self.budget, len(piece.rows), set_free if keep else None))
         return _Own(parts=done)
+
+    def _encode_piece(self, number: int, piece: Piece) -> dict[str, Tensor]:
+        return _join([self.encode(piece.group, part, number, index) for index, part in self.parts(number, piece)])
+
+    def pass_on(self) -> None:
+        """The gradient of inputs that a model has made, into that model."""
+        totals: dict[int, tuple[Tensor, Tensor]] = {}
+        for group_number, rows, leaf in self.leaves or ():
+            tensor = self.groups[group_number].tensor
+            assert tensor is not None
+            if leaf.grad is not None:
+                _, total = totals.setdefault(group_number, (tensor, torch.zeros_like(tensor)))
+                total[torch.from_numpy(rows)] += leaf.grad
+        for tensor, total in totals.values():
+            torch.autograd.backward(tensor, total)
 
     def complete(self, own: _Own) -> Representations:
         """Own representations joined, exchanged between processes, and put in the order of the rows."""
@@ -351,7 +419,7 @@ class _Run:
                 if not mine:
                     # nothing of this group here: one row shows which representations there are, and is dropped
                     with torch.no_grad(), self.casting():
-                        probe = self.encode(group, np.zeros(1, dtype=np.int64), len(self.pieces), 0)
+                        probe = self.encode(group_number, np.zeros(1, dtype=np.int64), len(self.pieces), 0)
                     mine = [{name: value[:0] for name, value in probe.items()}]
             joined = _join(mine)
             if self.workers.world_size > 1:
@@ -362,6 +430,11 @@ class _Run:
             index = torch.from_numpy(back).to(self.device)
             result[group.name] = {name: value.index_select(0, index) for name, value in joined.items()}
         return result
+
+
+def _is_made(group: RowGroup) -> bool:
+    """Whether the inputs come from a model that trains too (a generator)."""
+    return group.tensor is not None and group.tensor.requires_grad
 
 
 def _join(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -406,16 +479,29 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
-def retry_out_of_memory(work: Callable[[], dict[str, Tensor]], budget: Budget, smallest: int) -> dict[str, Tensor]:
-    """`work()`, again with `budget` halved as often as memory runs out and there is more than one row to cut."""
+def retry_out_of_memory(
+    work: Callable[[], dict[str, Tensor]],
+    budget: Budget,
+    smallest: int,
+    set_free: Callable[[], None] | None = None,
+) -> dict[str, Tensor]:
+    """`work()`, again with `budget` halved as often as memory runs out and there is something to halve.
+
+    Args:
+        smallest: rows of the micro-batch: it cannot be cut into more pieces.
+        set_free: given where activations are kept: forgets what is kept so far.
+    """
     while True:
         try:
             return work()
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or budget.pieces >= smallest:
+            keeping = set_free is not None and budget.activations > 0
+            if not is_out_of_memory(error) or (budget.pieces >= smallest and not keeping):
                 raise
         # outside the handler: the exception would keep the tensors of the failed try alive
         budget.shrink()
+        if set_free is not None:
+            set_free()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 import traceback
@@ -10,10 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(
-    ["kdfw.engine.api", "kdfw.builtin", "kdfw.models.forward", "transformers.models.bert", "accelerate", "faiss"]
-)
+from whole_runs import SERVER
 
 
 def _child(work: Callable[..., None], arguments: Sequence[Any], variables: dict[str, str], errors: Path) -> None:
@@ -64,7 +60,7 @@ class Together:
         children = []
         for rank in range(processes):
             variables = {} if store is None else environment(rank, processes, store.port)
-            child = FORK.Process(target=_child, args=(work, arguments, variables, folder / str(rank)))
+            child = SERVER.Process(target=_child, args=(work, arguments, variables, folder / str(rank)))
             child.start()
             children.append(child)
         return Started(children, folder, store)

@@ -24,13 +24,23 @@ UNLIKE = {"timing.json", "artifact.json", "metrics.jsonl", "manifest.json", "REA
 """Files that hold times, or checksums of such files."""
 
 
+SETTINGS = (
+    "stages.distill.train.dropout=false",
+    "stages.distill.train.epochs=3",
+    "stages.distill.losses.0.temperature={type: linear, start: 1.0, end: 2.0}",
+    "stages.distill.losses.1.in_batch=true",
+    "stages.test.models=[student, distill]",
+    "stages.test.against=[bm25, teacher]",
+)
+
+
 def run(recipe: Path, out: Path, *settings: str) -> None:
     import kdfw
     from kdfw.retrieval import encode
 
     encode.PASSAGE_WINDOW = 16  # so that there is something to share among processes
     encode.QUERY_WINDOW = 4
-    kdfw.run(recipe, settings, out=out, cache=out.parent / "cache")
+    kdfw.run(recipe, (*SETTINGS, *settings), out=out, cache=out.parent / "cache")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -40,6 +50,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 def stage(out: Path, name: str) -> Path:
     (found,) = (out / "stages").glob(f"*-{name}")
     return found
+
+
+@pytest.fixture(scope="module")
+def recipe(workspace: Path) -> Path:
+    return workspace / "recipe.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +109,10 @@ def test_search_embeddings_measures_and_run_files_are_the_same_bytes_for_the_sam
     assert started.codes() == [0, 0], started.errors()
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["processes"] == 2
-    assert [entry["name"] for entry in manifest["stages"] if not entry["cached"]] == ["hard", "test"]
-    for name in ("hard", "test"):
+    assert [entry["name"] for entry in manifest["stages"] if not entry["cached"]] == ["hard", "kept", "vectors", "test"]
+    for name in ("hard", "kept", "vectors", "test"):
         mine, theirs = contents(stage(tmp_path / "run", name)), contents(stage(alone, name))
-        assert any(path.endswith(".trec") for path in mine)
+        assert mine
         if name == "test":
             mine, theirs = ({path: _untimed(value) for path, value in each.items()} for each in (mine, theirs))
         assert mine == theirs
@@ -168,6 +183,83 @@ def test_a_process_that_waits_elsewhere_is_ended_too(recipe: Path, together: Tog
     assert started.codes(timeout=60) == [1, 1]
 
 
+def too_little_memory(where: str, recipe: Path, out: Path) -> None:
+    """The second process runs out of memory in its first pass, or on the way back, with more than two rows."""
+    import torch
+
+    from kdfw.engine.launch import start_processes
+    from kdfw.models.bi_encoder import BiEncoder
+
+    class Explode(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    workers, _ = start_processes()
+    encode = BiEncoder.encode
+
+    def small(self: BiEncoder, micro: Any, need: frozenset[str]) -> dict[str, torch.Tensor]:
+        found = encode(self, micro, need)
+        if workers.main or not torch.is_grad_enabled() or len(found["embedding"]) <= 2:
+            return found
+        if where == "forward":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return {name: Explode.apply(value) for name, value in found.items()}
+
+    BiEncoder.encode = small  # type: ignore[method-assign]
+    run(recipe, out)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_memory_that_runs_out_on_one_process_changes_nothing(
+    where: str, recipe: Path, alone: Path, together: Together, tmp_path: Path
+):
+    shutil.copytree(alone.parent / "cache", tmp_path / "cache", ignore=shutil.ignore_patterns("train-*", "embeddings"))
+    started = together.start(2, too_little_memory, where, recipe, tmp_path / "run")
+    assert started.codes() == [0, 0], started.errors()
+    assert started.errors().count("out of memory") == 1, started.errors()
+    mine, theirs = (
+        [json.loads(line) for line in (stage(out, "distill") / "metrics.jsonl").read_text().splitlines()]
+        for out in (tmp_path / "run", alone)
+    )
+    for one, other in zip(mine, theirs, strict=True):
+        assert one.keys() == other.keys()
+        assert one.get("loss", 0) == pytest.approx(other.get("loss", 0), rel=1e-5)
+        assert one.get("gradient_norm", 0) == pytest.approx(other.get("gradient_norm", 0), rel=1e-3)
+
+
+def never_enough(recipe: Path, out: Path) -> None:
+    import torch
+
+    from kdfw.engine.launch import start_processes
+    from kdfw.models.bi_encoder import BiEncoder
+
+    workers, _ = start_processes()
+    encode = BiEncoder.encode
+
+    def none(self: BiEncoder, micro: Any, need: frozenset[str]) -> dict[str, torch.Tensor]:
+        if not workers.main and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(self, micro, need)
+
+    BiEncoder.encode = none  # type: ignore[method-assign]
+    run(recipe, out)
+
+
+def test_memory_that_never_suffices_on_one_process_ends_all(
+    recipe: Path, alone: Path, together: Together, tmp_path: Path
+):
+    shutil.copytree(alone.parent / "cache", tmp_path / "cache", ignore=shutil.ignore_patterns("train-*"))
+    started = together.start(2, never_enough, recipe, tmp_path / "run")
+    codes = started.codes(timeout=100)
+    assert 0 not in codes, started.errors()
+    assert "out of memory" in started.errors()
+
+
 def interrupt_both(recipe: Path, out: Path) -> None:
     from kdfw.engine.training import Trainer
 
@@ -209,7 +301,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_the_launcher_runs_and_says_everything_once(recipe: Path, alone: Path, tmp_path: Path):
     shutil.copytree(alone.parent / "cache", tmp_path / "cache")
-    done = command("run", recipe, "--processes", 2, "--out", tmp_path / "run", "--cache", tmp_path / "cache")
+    done = command("run", recipe, *SETTINGS, "--processes", 2, "--out", tmp_path / "run", "--cache", tmp_path / "cache")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run folder: ") == 1
     assert done.stderr.count("03-distill: unchanged, taken from the cache") == 1

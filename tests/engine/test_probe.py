@@ -60,8 +60,8 @@ def test_a_stage_that_goes_on_after_a_kill_writes_the_same_bytes(done: Path, mon
 
     real = checkpoint.save
 
-    def save_and_stop(folder: Path, step: int, *rest: object) -> None:
-        real(folder, step, *rest)  # type: ignore[arg-type]
+    def save_and_stop(folder: Path, step: int, *rest: object, **named: object) -> None:
+        real(folder, step, *rest, **named)  # type: ignore[arg-type]
         if step == 2:
             raise KeyboardInterrupt
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -141,12 +142,14 @@ def test_micro_batches_change_nothing(
         assert torch.equal(whole.labels, cut.labels)
 
 
+@pytest.mark.parametrize("kept", ["nothing", "a part", "all"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(("name", "options"), STUDENTS)
 def test_gradient_caching_gives_the_gradients_of_the_direct_form(
     name: str,
     options: dict[str, Any],
     dropout: float,
+    kept: str,
     build: Callable[..., tuple[Model, Batch]],
     ranking_batch: Batch,
 ) -> None:
@@ -161,7 +164,11 @@ def test_gradient_caching_gives_the_gradients_of_the_direct_form(
     direct = gradients(model)
     if name == "image-classifier":
         again = copy.deepcopy(model.state_dict())
+    budget.activations = {"nothing": 0.0, "a part": 1.0, "all": math.inf}[kept]
     cached = represent_cached(model, groups, need, budget=budget, rng_key=(7, 3))
+    assert len(cached.run.own) > 1 or name == "image-classifier"  # which needs the statistics of the batch
+    assert len(cached.run.graphs) == {"nothing": 0, "a part": 1, "all": len(cached.run.own)}[kept]
+    assert (budget.kept > 0) == (kept != "nothing")
     loss = total_loss(model, cached.reps, batch, need)
     loss.backward()
     if name == "image-classifier":
@@ -206,9 +213,9 @@ def test_gradient_caching_without_a_key_is_refused(
         represent_cached(model, model.rows(batch, frozenset()), frozenset())
 
 
-@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("kept", [None, 0.0, 1.0, math.inf])
 def test_the_gradient_reaches_made_up_images(
-    cached: bool, build: Callable[..., tuple[Model, Batch]], ranking_batch: Batch
+    kept: float | None, build: Callable[..., tuple[Model, Batch]], ranking_batch: Batch
 ) -> None:
     model, batch = build("image-classifier", ranking_batch)
     model.eval()
@@ -216,10 +223,10 @@ def test_the_gradient_reaches_made_up_images(
     images = batch.inputs["image"] + seed[None, :, None, None]  # type: ignore[operator]
     groups = [RowGroup(name="image", tensor=images)]
     need = frozenset({"logits"})
-    if cached:
-        kept = represent_cached(model, groups, need, budget=Budget(tokens=2))
-        total_loss(model, kept.reps, batch, need).backward()
-        backward_cached(kept)
+    if kept is not None:
+        cached = represent_cached(model, groups, need, budget=Budget(tokens=2, activations=kept))
+        total_loss(model, cached.reps, batch, need).backward()
+        backward_cached(cached)
     else:
         total_loss(model, represent(model, groups, need, budget=Budget(tokens=2)), batch, need).backward()
     assert seed.grad is not None
@@ -273,8 +280,91 @@ def test_out_of_memory_halves_the_micro_batch_says_so_once_and_gives_the_same(
     assert budget.pieces == 8
     assert max(model.seen) == 2
     assert [record.message for record in caplog.records] == [
-        "out of memory: micro-batches are halved from here on (same results, a little slower)"
+        "out of memory: micro-batches are halved from here on (same results, other draws of dropout, a little slower)"
     ]
+
+
+def test_what_is_kept_is_counted_and_bounded(build: Callable[..., tuple[Model, Batch]], ranking_batch: Batch) -> None:
+    """A linear map over T tokens of width H keeps its input, and nothing is counted twice."""
+
+    class Wide(torch.nn.Module):
+        pad_id = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = torch.nn.Embedding(16, 256)
+            self.map = torch.nn.Linear(256, 256)
+
+        def encode(self, micro: MicroBatch, need: frozenset[str]) -> dict[str, Tensor]:
+            states = self.words(micro.ids)
+            return {"sum": (self.map(states) + self.map(states)).sum((1, 2))}
+
+    model: Any = Wide()
+    group = RowGroup(name="text", ids=[np.full(4, row % 16) for row in range(8)])
+    tokens_of_two_rows = 2 * 4
+    bytes_of_two_rows = tokens_of_two_rows * (256 * 4 + 8)  # the map's input, and the ids for the embedding's gradient
+    for allowed, kept in [(math.inf, 4), (0.0, 0), (1.0, 1), (bytes_of_two_rows, 1), (bytes_of_two_rows + 1, 2)]:
+        budget = Budget(tokens=tokens_of_two_rows, activations=allowed)
+        cached = represent_cached(model, [group], frozenset(), budget=budget, rng_key=(0,))
+        assert len(cached.run.graphs) == kept
+        assert budget.kept == kept * bytes_of_two_rows
+
+
+def test_what_is_kept_changes_no_bit(build: Callable[..., tuple[Model, Batch]], ranking_batch: Batch) -> None:
+    model, batch = build("bi-encoder", ranking_batch, dropout=0.3)
+    model.train()
+    need, groups = model.provides, model.rows(batch, model.provides)
+    found = []
+    for allowed in (0.0, 1.0, 50_000.0, math.inf):
+        cached = represent_cached(model, groups, need, budget=Budget(tokens=60, activations=allowed), rng_key=(1,))
+        total_loss(model, cached.reps, batch, need).backward()
+        backward_cached(cached)
+        found.append(gradients(model))
+    for other in found[1:]:
+        assert found[0].keys() == other.keys() and all(torch.equal(found[0][name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_activations_that_do_not_fit_are_computed_again(
+    limit: int, build: Callable[..., tuple[Model, Batch]], ranking_batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A memory that holds the graphs of so many micro-batches; halving alone would not help."""
+    import weakref
+
+    model, batch = build("bi-encoder", ranking_batch)
+    need, groups = model.provides, model.rows(batch, model.provides)
+    expected = total_loss(model, represent(model, groups, need, budget=Budget(tokens=60)), batch, need)
+    expected.backward()
+    direct = gradients(model)
+    encode, alive = type(model).encode, list[Any]()
+
+    def fussy(self: Model, micro: MicroBatch, need: frozenset[str]) -> dict[str, Tensor]:
+        alive[:] = [reference for reference in alive if reference() is not None]
+        if len(alive) >= limit and torch.is_grad_enabled():
+            raise MemoryError
+        found = encode(self, micro, need)
+        if torch.is_grad_enabled():
+            alive.append(weakref.ref(found["embedding"]))
+        return found
+
+    monkeypatch.setattr(type(model), "encode", fussy)
+    budget = Budget(tokens=60)
+    for _ in range(4):  # as the trainer does: a step whose backward pass runs out of memory is taken again
+        budget.kept = 0.0
+        try:
+            cached = represent_cached(model, groups, need, budget=budget, rng_key=(0,))
+            loss = total_loss(model, cached.reps, batch, need)
+            loss.backward()
+            backward_cached(cached)
+            break
+        except MemoryError:
+            model.zero_grad()
+            cached.run.graphs.clear()
+        budget.shrink()
+    assert len(cached.run.own) > limit
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert_close(direct, gradients(model))
+    assert budget.activations < math.inf
 
 
 def test_out_of_memory_with_a_single_row_is_an_error() -> None:

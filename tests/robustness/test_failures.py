@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -135,15 +136,36 @@ def test_a_loss_that_is_not_finite_can_be_skipped_and_is_counted(workspace: Path
 
 
 def test_a_teacher_that_gives_nan_is_named_with_its_queries(workspace: Path, tmp_path: Path):
-    from safetensors.torch import load_file, save_file
-
-    base = shutil.copytree(workspace / "teacher", tmp_path / "teacher")
-    tensors = load_file(base / "model.safetensors")
-    name = next(name for name in tensors if name.endswith("word_embeddings.weight"))
-    tensors[name][:] = math.nan
-    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    base = altered(workspace / "teacher", tmp_path / "teacher", "word_embeddings.weight", math.nan)
     with pytest.raises(KdfwError, match=r"teacher 'teacher'.*q\d+"):
         run(workspace / "recipe.yaml", tmp_path / "run", f"models.teacher.base={base}")
+
+
+def test_a_teacher_that_is_asked_while_training_is_named_with_its_queries(
+    workspace: Path, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    live = "stages.distill.teachers=[live]"
+    model = "models.live={{type: cross-encoder, base: {}, max_pair_tokens: 48}}"
+    broken = altered(workspace / "teacher", tmp_path / "broken", "word_embeddings.weight", math.nan)
+    with pytest.raises(TrainingError, match=r"step 0: .* not finite; .*teacher 'live': NaN .* for q\d+, q\d+"):
+        run(workspace / "recipe.yaml", tmp_path / "run", live, model.format(broken), cache=cache)
+    # the last layer's output is multiplied by 0: one score for every pair
+    flat = altered(workspace / "teacher", tmp_path / "flat", "layer.0.output.LayerNorm.weight", 0.0)
+    run(workspace / "recipe.yaml", tmp_path / "flat-run", live, model.format(flat), cache=cache)
+    said = [record.getMessage() for record in caplog.records if "all scores equal" in record.getMessage()]
+    assert len(said) == 1 and re.search(r"teacher 'live': all scores equal for q\d+", said[0])
+
+
+def altered(base: Path, to: Path, name: str, value: float) -> Path:
+    """A copy of a model with one weight tensor filled with a value."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(base, to)
+    tensors = load_file(to / "model.safetensors")
+    (found,) = (key for key in tensors if key.endswith(name))
+    tensors[found][:] = value
+    save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
+    return to
 
 
 def test_a_teacher_without_opinion_is_named_with_its_queries(
