@@ -142,13 +142,13 @@ def build_folder(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> Pa
     """
     from filelock import FileLock
 
-    if _complete(folder):
+    if is_whole(folder):
         return folder
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
-            if _complete(folder):
+            if is_whole(folder):
                 return folder
             shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed: we hold the lock
             temporary.mkdir()
@@ -169,7 +169,8 @@ _whole: dict[Path, tuple[tuple[str, int, int, int], ...]] = {}
 """Folders whose bytes this process has verified, with the sizes and times of their files then."""
 
 
-def _complete(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
+    """Whether a folder is there and every byte is what `build_folder` wrote (read once a process, while unchanged)."""
     if not folder.exists():
         return False
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,9 @@ from pydantic import Field
 from kdfw.amounts import Amount, Workload
 from kdfw.components import Retriever, Stage
 from kdfw.data.ranking import Ranking
+from kdfw.data.store import build_folder, is_whole, read_manifest
 from kdfw.errors import DataError, Problem
-from kdfw.files import load_array, write_lines
+from kdfw.files import write_lines
 from kdfw.references import DataRef, ModelRef
 from kdfw.retrieval.rerank import score_lists
 
@@ -335,7 +334,10 @@ class Part:
 
 
 class Blocks:
-    """Results block by block, in a folder that survives a kill and is not part of the artifact."""
+    """Results block by block, in a folder that survives a kill and is not part of the artifact.
+
+    A block is written whole, with a checksum of every byte; one that is damaged since is searched again.
+    """
 
     def __init__(self, folder: Path, total: int, context: StageContext) -> None:
         self.folder = folder
@@ -345,35 +347,30 @@ class Blocks:
     def __iter__(self) -> Iterator[int]:
         """First query of each block that is not there yet; the main process decides for all."""
         for begin in range(0, self.total, BLOCK_QUERIES):
-            there = np.asarray([int((self.folder / f"{begin:09d}").is_dir())])
             workers = self.context.workers
-            if not (workers.gather(there) if workers.world_size > 1 else there)[0]:
+            there = np.asarray([int(workers.main and is_whole(self._place(begin)))])
+            if not workers.gather(there)[0]:
                 yield begin
 
     def write(self, begin: int, ranking: Ranking, counts: Mapping[str, int]) -> None:
-        """Store a block, in one rename."""
-        if not self.context.workers.main:
-            return
-        place = self.folder / f"{begin:09d}"
-        temporary = place.with_suffix(".making")
-        shutil.rmtree(temporary, ignore_errors=True)
-        ranking.save(temporary)
-        np.save(temporary / "counts.npy", np.asarray(list(counts.values()), dtype=np.int64))
-        (temporary / "counts.txt").write_text("\n".join(counts), encoding="utf-8")
-        from kdfw.data.store import sync_folder
+        """Store a block."""
 
-        sync_folder(temporary)
-        os.replace(temporary, place)
+        def make(folder: Path) -> dict[str, Any]:
+            ranking.save(folder)
+            return {"counts": dict(counts)}
+
+        if self.context.workers.main:
+            build_folder(self._place(begin), make)
+
+    def _place(self, begin: int) -> Path:
+        return self.folder / f"{begin:09d}"
 
     def joined(self, query_ids: Sequence[str]) -> tuple[Ranking, dict[str, int]]:
         """All blocks."""
         parts, counts = [], dict[str, int]()
         for begin in range(0, self.total, BLOCK_QUERIES):
-            place = self.folder / f"{begin:09d}"
-            parts.append(Ranking.load(place))
-            names = (place / "counts.txt").read_text(encoding="utf-8").split("\n")
-            values = load_array(place / "counts.npy", mapped=False).tolist()
-            for name, value in zip(names, values, strict=True):
+            parts.append(Ranking.load(self._place(begin)))
+            for name, value in read_manifest(self._place(begin))["counts"].items():
                 counts[name] = counts.get(name, 0) + value
         lengths = [np.diff(part.starts) for part in parts]
         empty: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]

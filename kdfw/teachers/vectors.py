@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 import torch
 
 from kdfw.components import Model
-from kdfw.errors import ArtifactError
-from kdfw.files import load_array, replacing
+from kdfw.retrieval.encode import Vectors
+from kdfw.retrieval.store import writing
 from kdfw.types import Batch, Signals, Text, TextSource
 
 if TYPE_CHECKING:
@@ -32,10 +31,10 @@ def has_vectors(model: object) -> bool:
 
 
 class PassageVectors:
-    """The stage's distinct passages in chunks, one file each in the stage's folder until the stage is done.
+    """The stage's distinct passages in chunks, in the stage's folder until the stage is done.
 
     Chunks are cut from all passages of the stage, whatever is stored already and whatever the number of processes: a
-    vector has the same bits in every try.
+    vector has the same bits in every try. A chunk whose checksum does not hold is made again.
 
     Args:
         rows: distinct corpus rows of the stage, ascending.
@@ -59,7 +58,8 @@ class PassageVectors:
         self.rows = rows
         self.budget = budget
         self.folder: Path = context.folder / "vectors"
-        self._open: dict[int, np.ndarray] = {}
+        self._kept = Vectors(folder=self.folder, num_rows=len(rows), window=CHUNK)
+        self._broken: dict[int, np.ndarray] = {}
         self._whole: np.ndarray | None = None
 
     def prepare(self, needed: np.ndarray) -> None:
@@ -79,36 +79,32 @@ class PassageVectors:
         self.context.workers.barrier()
 
     def _chunk(self, chunk: int) -> np.ndarray:
-        """(n, H) float32 vectors of a chunk, from its file; made when there is none (another machine's disk)."""
-        if chunk not in self._open:
-            self._open[chunk] = self._read(chunk)
-        return self._open[chunk]
+        """(n, H) float32 vectors of a chunk; made when there is none (another machine's disk)."""
+        if chunk in self._broken:
+            return self._broken[chunk]
+        span = self._kept.rows(chunk)
+        if not self._kept.ready(chunk):
+            found = self._encode(self.rows[span.start : span.stop])
+            if not np.isfinite(found).all():
+                # the scores will not be finite either and name their queries; another try starts afresh
+                self._broken[chunk] = found
+                return found
+            with writing(self.folder):
+                self._kept.write(chunk, found)
+        return self._kept.block(span.start, span.stop)
 
-    def _read(self, chunk: int) -> np.ndarray:
+    def _encode(self, rows: np.ndarray) -> np.ndarray:
         from kdfw.models.forward import encode_texts
         from kdfw.models.precision import autocast_dtype
 
-        path = self.folder / f"{chunk:06d}.npy"
-        with contextlib.suppress(OSError, ValueError):  # not there, or cut short by a crash
-            return load_array(path)
-        found = encode_texts(
+        return encode_texts(
             self.model,
-            [Text(source=self.corpus, row=int(row)) for row in self.rows[chunk * CHUNK : (chunk + 1) * CHUNK]],
+            [Text(source=self.corpus, row=int(row)) for row in rows],
             "passage",
             device=self.context.device,
             budget=self.budget,
             autocast=autocast_dtype(self.context.precision),
         )
-        if not np.isfinite(found).all():
-            return found  # the scores will not be finite either and name their queries; another try starts afresh
-        try:
-            with replacing(path) as file:
-                np.save(file, found)
-        except OSError as error:
-            raise ArtifactError(
-                f"{path}: cannot be written: {error.strerror}; free some space and run again"
-            ) from error
-        return load_array(path)
 
     def take(self, rows: Sequence[int]) -> torch.Tensor:
         """(n, H) float32 vectors of corpus rows."""
@@ -146,7 +142,7 @@ class PassageVectors:
 
     def close(self) -> None:
         """Remove the files, once every process is done with them."""
-        self._open.clear()
+        self._broken.clear()
         self.context.workers.barrier()
         if self.context.workers.main:
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -130,6 +130,42 @@ def test_a_best_checkpoint_damaged_while_training_goes_on_is_never_used(
     assert results(tmp_path / "run") == results(tmp_path / "other" / "run")
 
 
+@pytest.mark.parametrize("what", ["mined", "vectors"])
+def test_a_byte_changed_in_anything_an_interrupted_search_or_scoring_left_changes_no_result(
+    workspace: Path, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+):
+    from kdfw.retrieval import mining
+    from kdfw.teachers.vectors import PassageVectors
+
+    monkeypatch.setattr(mining, "BLOCK_QUERIES", 4)
+    monkeypatch.setattr("kdfw.teachers.vectors.CHUNK", 8)
+    recipe = tmp_path / "recipe.yaml"
+    text = (workspace / "recipe.yaml").read_text(encoding="utf-8").split("  - name: distill")[0]
+    recipe.write_text(text.replace("teacher: teacher,", "teacher: student,"), encoding="utf-8")  # one vector a text
+    run(recipe, tmp_path / "undisturbed" / "run")
+    owner, name = (mining.Blocks, "write") if what == "mined" else (PassageVectors, "_encode")
+    original, calls = getattr(owner, name), iter(range(1000))
+
+    def stopping(*given: Any) -> Any:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, name, stopping)
+        run(recipe, tmp_path / "left" / "run")
+    names = [path for path in (tmp_path / "left" / "cache" / "work").rglob("*") if path.is_file()]
+    names = [path.relative_to(tmp_path / "left") for path in names if path.stat().st_size]
+    assert len(names) >= (8 if what == "mined" else 3)
+    rng = random.Random(4)
+    for number, part in enumerate(names):
+        root = tmp_path / str(number)
+        shutil.copytree(tmp_path / "left", root)
+        flip(root / part, rng.randrange((root / part).stat().st_size))
+        run(recipe, root / "run")
+        assert results(root / "run") == results(tmp_path / "undisturbed" / "run"), part
+
+
 def test_checkpoints_that_are_referred_to_stay(tmp_path: Path):
     import torch
 
