@@ -24,6 +24,7 @@ TOP_KEYS = {
     "kdfw": "version of the recipe language; 1",
     "name": "name of the run; names the run folder",
     "description": "a line for people",
+    "license": "licence of the trained models, for their model cards",
     "seed": "seed of everything random; default 13",
     "precision": "arithmetic of encoding and scoring: auto (bf16 where the hardware has it), fp32, fp32-strict, bf16",
     "trackers": "where training is shown beside the log: tensorboard, wandb, mlflow, trackio",
@@ -115,6 +116,9 @@ def build(source: Source, registry: Registry) -> Recipe:
         fix = one_of(str(precision), PRECISIONS)
         problems.append(Problem(where=source.where(("precision",)), found=f"found {precision!r}", fix=fix))
         precision = "auto"
+    license = raw.get("license", "")
+    if not isinstance(license, str):
+        problems.append(Problem(where=source.where(("license",)), found=f"found {license!r}", fix="a name, as `mit`"))
     trackers = raw.get("trackers") or []
     if not isinstance(trackers, list) or any(name not in TRACKERS for name in trackers):
         fix = f"a list of: {', '.join(TRACKERS)}"
@@ -181,6 +185,8 @@ def _resolved(full: Mapping[str, Any], name: str, seed: int, precision: str) -> 
     head: dict[str, Any] = {"kdfw": FORMAT, "name": name, "seed": seed, "precision": precision}
     if full.get("description"):
         head["description"] = full["description"]
+    if full.get("license"):
+        head["license"] = full["license"]
     if full.get("trackers"):
         head["trackers"] = full["trackers"]
     return head | rest

@@ -215,6 +215,7 @@ class _Writer:
             "kdfw": {"const": FORMAT},
             "name": {"type": "string", "pattern": RUN_NAME},
             "description": {"type": "string"},
+            "license": {"type": "string"},
             "seed": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1, "default": 13},
             "precision": {"enum": list(PRECISIONS), "default": "auto"},
             "trackers": {"type": "array", "items": {"enum": list(TRACKERS)}},

@@ -36,16 +36,25 @@ class Facts(TypedDict, total=False):
     """System -> measure -> value."""
     measured_on: str
     """`323 queries of the split test of pydocs`."""
-    sentence_transformers: bool
-    """Whether sentence-transformers loads the folder unchanged."""
+    sentence_transformers: str
+    """The class of sentence-transformers that loads the folder unchanged (`SentenceTransformer`); empty for none."""
+    architecture: str
+    """The class of transformers whose weights the folder holds (`BertModel`); empty where it is none."""
+    image_processor: bool
+    """Whether the folder has an image processor of transformers."""
     query_prefix: str
     passage_prefix: str
     max_query_tokens: int
     max_passage_tokens: int
-    similarity: str
+    max_pair_tokens: int
+    max_tokens: int
+    max_source_tokens: int
+    max_target_tokens: int
     language: str
     license: str
-    """As given by the user; never guessed."""
+    """Of this model, as the recipe gives it; never guessed."""
+    licences: Sequence[str]
+    """`WHAT: LICENCE` of base models and data, as their own cards give them."""
     seed: int
 
 
@@ -59,6 +68,17 @@ PIPELINES = {
     "seq2seq": "translation",
 }
 """Task name on model hubs by kind of student."""
+AUTO = {
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForImageClassification": "AutoModelForImageClassification",
+    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+}
+"""The class that opens a transformers folder by the end of its architecture's name; any other: `AutoModel`."""
+CUTS = (
+    ("max_query_tokens", "queries"), ("max_passage_tokens", "passages"), ("max_pair_tokens", "pairs"),
+    ("max_tokens", "texts"), ("max_source_tokens", "sources"), ("max_target_tokens", "translations"),
+)  # fmt: skip
 
 
 def write_card(folder: Path, facts: Mapping[str, Any]) -> Path:
@@ -92,7 +112,7 @@ def _header(facts: Mapping[str, Any]) -> dict[str, Any]:
     if facts.get("sentence_transformers"):
         header["library_name"] = "sentence-transformers"
         tags.insert(0, "sentence-transformers")
-    else:
+    elif facts.get("architecture"):
         header["library_name"] = "transformers"
     if kind in PIPELINES:
         header["pipeline_tag"] = PIPELINES[kind]
@@ -124,6 +144,8 @@ def _sections(facts: Mapping[str, Any]) -> Iterator[str]:
     yield from _usage(facts)
     yield "## Limits"
     yield from _limits(facts, bool(table))
+    yield "## Licences"
+    yield _licences(facts)
     if facts.get("recipe"):
         yield "## How it was made"
         seed = f", seed {facts['seed']}" if "seed" in facts else ""
@@ -164,53 +186,81 @@ def _measures(facts: Mapping[str, Any]) -> str:
 
 
 def _usage(facts: Mapping[str, Any]) -> Iterator[str]:
-    kind = facts.get("type")
-    prefix, passage_prefix = str(facts.get("query_prefix") or ""), str(facts.get("passage_prefix") or "")
-    query, passage = prefix + "how do I sort a list?", passage_prefix + "sorted(x) returns a new list."
-    if facts.get("sentence_transformers") and kind == "cross-encoder":
+    """What opens the folder, as its own files say it."""
+    library, architecture = str(facts.get("sentence_transformers") or ""), str(facts.get("architecture") or "")
+    query, passage = "how do I sort a list?", "sorted(x) returns a new list."
+    if library == "CrossEncoder":
         yield _fenced(
             "from sentence_transformers import CrossEncoder\n\n"
             'model = CrossEncoder("PATH")\n'
             f"scores = model.predict([({query!r}, {passage!r})])",
             "python",
         )
-    elif facts.get("sentence_transformers"):
+    elif library:
         yield _fenced(
-            "from sentence_transformers import SentenceTransformer\n\n"
-            'model = SentenceTransformer("PATH")\n'
-            f"query = model.encode([{query!r}])\n"
-            f"passages = model.encode([{passage!r}])\n"
-            "scores = model.similarity(query, passages)",
+            f"from sentence_transformers import {library}\n\n"
+            f'model = {library}("PATH")\n'
+            f"queries = model.encode_query([{query!r}])\n"
+            f"passages = model.encode_document([{passage!r}])\n"
+            "scores = model.similarity(queries, passages)",
             "python",
         )
-    classes = {
-        "cross-encoder": "AutoModelForSequenceClassification",
-        "text-classifier": "AutoModelForSequenceClassification",
-        "image-classifier": "AutoModelForImageClassification",
-        "seq2seq": "AutoModelForSeq2SeqLM",
-        "sparse": "AutoModelForMaskedLM",
-    }
-    cls = classes.get(str(kind), "AutoModel")
-    second = "AutoImageProcessor" if kind == "image-classifier" else "AutoTokenizer"
-    yield "With transformers alone:" if facts.get("sentence_transformers") else "With transformers:"
-    yield _fenced(
-        f"from transformers import {cls}, {second}\n\n"
-        f'model, reader = {cls}.from_pretrained("PATH"), {second}.from_pretrained("PATH")',
-        "python",
-    )
+    if architecture:
+        yield "The transformer in it, with transformers alone:" if library else "With transformers:"
+        yield _fenced(_with_transformers(facts, architecture), "python")
+    if not library and not architecture:
+        yield "Its network is one of kdfw's own, so kdfw opens it:"
+        yield _fenced(
+            "from pathlib import Path\n\n"
+            "from kdfw.models.checkpoint import load_model\n"
+            "from kdfw.models.forward import signals_of\n"
+            "from kdfw.types import Batch\n\n"
+            'model = load_model(Path("PATH"))\n'
+            "# images: a tensor (N, channels, height, width), scaled to [0, 1] and normalised as kdfw.json says\n"
+            'batch = Batch(task="classification", ids=("",) * len(images), inputs={"image": images}, num_items=1.0)\n'
+            'logits = signals_of(model, batch, frozenset({"logits"})).logits',
+            "python",
+        )
+    prefix, passage_prefix = str(facts.get("query_prefix") or ""), str(facts.get("passage_prefix") or "")
     if prefix or passage_prefix:
-        yield f"Queries begin with {_code(prefix)} and passages with {_code(passage_prefix)}, as in training."
+        named = (("queries", prefix), ("passages", passage_prefix))
+        begin = " and ".join(f"{what} begin with {_code(repr(text))}" for what, text in named if text)
+        yield f"As in training, {begin}: `encode_query` and `encode_document` put it there."
+
+
+def _with_transformers(facts: Mapping[str, Any], architecture: str) -> str:
+    cls = next((auto for end, auto in AUTO.items() if architecture.endswith(end)), "AutoModel")
+    if facts.get("type") == "image-classifier":
+        reader = "AutoImageProcessor" if facts.get("image_processor") else ""
+    else:
+        reader = "AutoTokenizer"
+    names = ", ".join(filter(None, (cls, reader)))
+    opened = f'from transformers import {names}\n\nmodel = {cls}.from_pretrained("PATH")'
+    if reader == "AutoTokenizer":
+        opened += '\ntokenizer = AutoTokenizer.from_pretrained("PATH")'
+    elif reader:
+        opened += '\nprocessor = AutoImageProcessor.from_pretrained("PATH")'
+    if cls == "AutoModelForSeq2SeqLM":
+        longest = int(as_number(facts.get("max_target_tokens")) or 128)
+        opened += (
+            '\ntokens = tokenizer(["a sentence"], return_tensors="pt")\n'
+            f"written = model.generate(**tokens, num_beams=4, max_new_tokens={longest})\n"
+            "texts = tokenizer.batch_decode(written, skip_special_tokens=True)"
+        )
+    elif facts.get("type") == "text-classifier":
+        opened += (
+            '\nlogits = model(**tokenizer(["a text"], return_tensors="pt")).logits\n'
+            "names = [model.config.id2label[int(number)] for number in logits.argmax(-1)]"
+        )
+    return opened
 
 
 def _limits(facts: Mapping[str, Any], measured: bool) -> Iterator[str]:
     items = []
-    lengths = [
-        f"{what} after {int(number)} tokens"
-        for what, key in (("queries", "max_query_tokens"), ("passages", "max_passage_tokens"))
-        if (number := as_number(facts.get(key)))
-    ]
+    lengths = [f"{what} after {int(number)} tokens" for key, what in CUTS if (number := as_number(facts.get(key)))]
     if lengths:
-        items.append(f"Texts are cut: {' and '.join(lengths)}.")
+        said = " and ".join([", ".join(lengths[:-1]), lengths[-1]]) if len(lengths) > 1 else lengths[0]
+        items.append(f"Texts are cut: {said}.")
     if _list(facts.get("teachers")):
         items.append(
             "It imitates its teacher, mistakes and biases included, and knows best what its training data is like."
@@ -219,9 +269,16 @@ def _limits(facts: Mapping[str, Any], measured: bool) -> Iterator[str]:
         items.append("It has not been measured in this run.")
     else:
         items.append("The figures above hold for that data; on other data, measure it (`kdfw evaluate`).")
-    if not facts.get("license"):
-        items.append("No licence was given. Those of the base model, the teachers and the data apply.")
     yield "\n".join(f"- {item}" for item in items)
+
+
+def _licences(facts: Mapping[str, Any]) -> str:
+    """As given, each by whom; what nobody has given is not made up."""
+    own = f"This model: {_plain(facts['license'])}." if facts.get("license") else "For this model none was given."
+    given = _list(facts.get("licences"))
+    rest = "\n".join(f"- {item}" for item in given)
+    words = f"{own} As given for what it was made of:\n\n{rest}\n\nWhatever" if given else f"{own} What"
+    return f"{words} else it was made of (base models, teachers, data) has licences of its own, which apply too."
 
 
 def _line(value: Any) -> str:

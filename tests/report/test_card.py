@@ -20,7 +20,8 @@ FACTS: dict[str, Any] = {
     "recipe": "kdfw: 1\nname: quickstart\n",
     "measures": {"bm25": {"nDCG@10": 0.46231}, "distill": {"nDCG@10": 0.58134, "RR@10": 0.6}},
     "measured_on": "323 queries of the split test",
-    "sentence_transformers": True,
+    "sentence_transformers": "SentenceTransformer",
+    "architecture": "BertModel",
     "query_prefix": "query: ",
     "max_query_tokens": 32,
     "seed": 13,
@@ -45,21 +46,22 @@ def test_the_card_says_what_was_made_of_what() -> None:
     }
     assert "A bi-encoder with 15.6M parameters, started from `microsoft/MiniLM-L12-H384-uncased`" in card
     assert "| bm25 | 0.4623 |  |\n| distill | 0.5813 | 0.6000 |" in card
-    assert "model.encode(['query: how do I sort a list?'])" in card
+    assert "model.encode_query(['how do I sort a list?'])" in card and "begin with `'query: '`" in card
     assert "queries after 32 tokens" in card
-    assert "No licence was given" in card
+    assert "For this model none was given." in card and "base models, teachers, data" in card
     assert "```yaml\nkdfw: 1\nname: quickstart\n```" in card
 
 
 def test_a_cross_encoder_is_loaded_as_one_and_a_licence_is_passed_on() -> None:
-    card = model_card({**FACTS, "type": "cross-encoder", "license": "mit"})
+    facts = {**FACTS, "type": "cross-encoder", "license": "mit", "licences": ["data x: cc0-1.0"]}
+    card = model_card({**facts, "sentence_transformers": "CrossEncoder"})
     assert 'CrossEncoder("PATH")' in card and "SentenceTransformer(" not in card
-    assert header(card)["license"] == "mit" and "No licence" not in card
+    assert header(card)["license"] == "mit" and "This model: mit." in card and "- data x: cc0-1.0" in card
 
 
 def test_a_card_without_facts_is_still_a_card() -> None:
     card = model_card({})
-    assert header(card)["library_name"] == "transformers"
+    assert "library_name" not in header(card)
     assert "It has not been measured in this run." in card
 
 
