@@ -20,6 +20,7 @@ from kdfw.components import (
 from kdfw.data.datasets import DATASETS
 from kdfw.engine.select import Select
 from kdfw.engine.training import Train
+from kdfw.evaluation.benchmark_data import BenchmarkData
 from kdfw.evaluation.stage import STAGES as EVALUATION_STAGES
 from kdfw.hookspecs import hookimpl
 from kdfw.losses import LOSSES, WEIGHTINGS
@@ -69,7 +70,7 @@ def kdfw_schedules() -> Mapping[str, type[Schedule]]:
 
 @hookimpl
 def kdfw_datasets() -> Mapping[str, type[Dataset]]:
-    return DATASETS
+    return {**DATASETS, "benchmark": BenchmarkData}
 
 
 @hookimpl

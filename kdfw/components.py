@@ -8,6 +8,7 @@ Inherit one level; compose the rest.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -378,6 +379,14 @@ class Dataset(Component):
     """Data of one task in some layout. `open` ingests it once into memory-mapped columns in the cache."""
 
     task: ClassVar[str] = "ranking"
+    trains: ClassVar[bool] = True
+    """False for a test set: models are made for the data they are trained on, and the test set is `fitted` to that."""
+
+    @property
+    def downloads(self) -> bool:
+        """Whether `open` may need a network. Such data are opened before the first stage, so that a failure comes
+        early."""
+        return False
 
     def fingerprint(self) -> str:
         """Hash of the options and of the bytes of every file read; raises DataError naming a missing file."""
@@ -394,6 +403,13 @@ class Dataset(Component):
     def open(self, cache: Path) -> Data:
         """The data, ingested under `cache` if that has not happened yet."""
         raise NotImplementedError
+
+    def fitted(self, data: Data, own: Data) -> Data:
+        """Of a test set: its data in the terms of the recipe's own (order of classes, normalisation of images).
+
+        Raises: DataError when models made for `own` cannot be measured on it.
+        """
+        return data
 
 
 class Sampler(Component):
@@ -458,6 +474,16 @@ class Retriever(Component):
 # ---------------------------------------------------------------- stages and methods
 
 
+@dataclass(frozen=True, kw_only=True)
+class WrittenOut:
+    """What one entry in a recipe's list of stages stands for."""
+
+    stages: Sequence[tuple[Mapping[str, Any], tuple[str | int, ...]]]
+    """In the language of recipes, with names; and where inside the entry each is written, for faults."""
+    data: Mapping[str, tuple[Mapping[str, Any], tuple[str | int, ...]]] = field(default_factory=dict)
+    """Data sets the stages refer to, by name, and where inside the entry each is written."""
+
+
 class Stage(Component):
     """One step of a plan: reads artifacts, writes one artifact (a folder)."""
 
@@ -467,6 +493,16 @@ class Stage(Component):
     """True when the recipe's seed changes the result."""
     seed_offset: int = 0
     """Added to the recipe's seed in this stage."""
+
+    @classmethod
+    def write_out(cls, entry: Mapping[str, Any], recipe: Mapping[str, Any]) -> WrittenOut | None:
+        """The stages that an entry of this type stands for; None, as usual, when it is one stage.
+
+        Args:
+            entry: as it is written, unchecked, with `name` and `type`.
+            recipe: the whole recipe, read-only.
+        """
+        return None
 
     def check(self, plan: Any) -> Iterator[Problem]:
         """Faults that need more than one option to see: signals a teacher cannot give, a split that is not there.

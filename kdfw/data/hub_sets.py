@@ -91,6 +91,10 @@ class HuggingFace(IngestedDataset):
             return {}
         return {str(path.relative_to(place)): path for path in sorted(place.rglob("*")) if path.is_file()}
 
+    @property
+    def downloads(self) -> bool:
+        return self._local() is None
+
     def extra_fingerprint(self) -> Any:
         return None if self._local() else self._path
 
@@ -216,6 +220,8 @@ class IrDatasets(IngestedDataset):
 
     layout: ClassVar[str] = "ir-datasets"
     paper: ClassVar[str] = "arXiv:2103.02280"
+    version: ClassVar[int] = 2
+    downloads = True
 
     def __init__(
         self,
@@ -260,10 +266,7 @@ class IrDatasets(IngestedDataset):
         try:
             for number, row in enumerate(getattr(self._open(id), f"{kind}_iter")(), start=1):
                 own = row.doc_id if kind == "docs" else row.query_id
-                text = getattr(row, "text", None) or getattr(row, "title", None) or row.default_text()
-                title = getattr(row, "title", "") if kind == "docs" and self._title else ""
-                if title and title != text:
-                    text = f"{title} {text}"
+                text = _text_of(row, self._title and kind == "docs")
                 fault = word_fault(str(own)) or ("" if isinstance(text, str) else f"no text: {show(text)}")
                 if fault or "\x00" in text:
                     bad.report(Path(id), number, fault or "a NUL character")
@@ -294,3 +297,15 @@ class IrDatasets(IngestedDataset):
     def load(self, folder: Path, content: Mapping[str, Any], fingerprint: str) -> Data:
         name = self.name or next(iter(self._ids.values())).partition("/")[0]
         return load_ranking(folder, content, fingerprint, name)
+
+
+def _text_of(row: Any, title: bool) -> Any:
+    """Text of a document or query: with its title when asked for; the body of one that has no field `text`."""
+    text, heading = getattr(row, "text", None), getattr(row, "title", None)
+    if text is None:  # a query of fields, or a document such as MS MARCO's: url, title, body
+        text = getattr(row, "body", None)
+    if text is None:
+        return row.default_text()
+    if title and heading and heading != text:
+        return f"{heading} {text}" if text else heading
+    return text or heading or text

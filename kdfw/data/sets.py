@@ -18,6 +18,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Convention:
+    """What is customary on a benchmark."""
+
+    name: str
+    measures: tuple[str, ...]
+    """The official ones, the main one first."""
+    text: str
+    """What they mean there, in a line."""
+    differs: str = ""
+    """In what the data at hand differ from the official ones; empty when they do not."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankingData:
     """Corpus, queries and judgements by split."""
 
@@ -35,6 +48,9 @@ class RankingData:
     """By split: (T, 3) int64 rows of the split's queries, the corpus (positive) and the corpus (negative), as filed."""
     query_in_corpus: bool = False
     """Convention of the benchmark: a query is removed from its own results (ArguAna, Quora)."""
+    answers: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    """By split: accepted answers of questions, for data without judgements."""
+    convention: Convention | None = None
 
     def positives(self, split: str, min_grade: int = 1) -> dict[str, list[str]]:
         """Query id -> ids of passages with at least that grade, grade descending, then in stored order."""
@@ -66,6 +82,7 @@ class PairData:
     name: str
     fingerprint: str
     splits: Mapping[str, Pairs]
+    convention: Convention | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +111,7 @@ class LabelledData:
     image_std: Sequence[float] = ()
     measure: str = "accuracy"
     """What the data set is officially measured by."""
+    convention: Convention | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +132,7 @@ class ParallelData:
     splits: Mapping[str, Parallel]
     source_language: str = ""
     target_language: str = ""
+    convention: Convention | None = None
 
 
 Data = RankingData | PairData | LabelledData | ParallelData

@@ -85,7 +85,7 @@ def run(
 
 def result_text(result: RunResult) -> str:
     """What `kdfw run` prints at the end: the result table and where the report is."""
-    from kdfw.evaluation.table import measures_table
+    from kdfw.evaluation.table import benchmarks_table, measures_table
 
     lines = []
     if result.nothing_to_do:
@@ -94,6 +94,9 @@ def result_text(result: RunResult) -> str:
         table = measures_table(folder)
         if table:
             lines += ["", f"{name}:", table]
+    overview = benchmarks_table(list(result.stages.values()))
+    if overview:
+        lines += ["", "benchmarks:", overview]
     lines += ["", f"run folder: {result.folder}"]
     if result.report is not None:
         lines.append(f"report: {result.report}")

@@ -116,6 +116,8 @@ def _run_stages(runtime: Runtime) -> RunResult:
     before = is_finished(out, plan)
     if workers.main:
         _write_recipe(out, plan)
+    for name in _to_fetch(runtime):
+        runtime.data(name)
     stages: dict[str, Path] = {}
     summaries: dict[str, Mapping[str, Any]] = {}
     records: list[dict[str, Any]] = []
@@ -156,6 +158,19 @@ def _run_stages(runtime: Runtime) -> RunResult:
             report = write_report(out)
     barrier(workers)
     return RunResult(folder=out, stages=stages, summaries=summaries, nothing_to_do=before and not worked, report=report)
+
+
+def _to_fetch(runtime: Runtime) -> list[str]:
+    """Data sets that may need a network and that a stage still to be done works on: what cannot be had is said before
+    anything is computed."""
+    plan, store = runtime.plan, runtime.store
+    used = [
+        planned.data
+        for planned in plan.stages
+        if plan.datasets[planned.data].downloads and store.find(planned.kind, planned.fingerprint, verify=False) is None
+    ]
+    names: list[str] = from_main(list(dict.fromkeys(used)), runtime.workers)
+    return names
 
 
 @contextlib.contextmanager

@@ -48,8 +48,17 @@ class Runtime:
     def data(self, name: str) -> Data:
         """A data set, ingested on first use."""
         if name not in self._data:
-            self._data[name] = self.plan.datasets[name].open(self.store.shared)
+            dataset = self.plan.datasets[name]
+            data, own = dataset.open(self.store.shared), self.fitting_data(name)
+            self._data[name] = data if own == name else dataset.fitted(data, self.data(own))
         return self._data[name]
+
+    def fitting_data(self, name: str) -> str:
+        """The data set that models are made for in a stage on a data set: itself, or for a test set the recipe's own
+        of the same task."""
+        dataset = self.plan.datasets[name]
+        others = (other for other, each in self.plan.datasets.items() if each.trains and each.task == dataset.task)
+        return name if dataset.trains else next(others, name)
 
     def model_spec(self, target: Target) -> Any:
         """The spec of the model a target starts from."""
@@ -69,7 +78,7 @@ class Runtime:
             raise ConfigError(f"{target.name!r} is a teacher without a model of its own")
         weights = self.weights(target)
         model.allow_remote_code = self.trust_remote_code
-        model.fit_data(self.data(data))
+        model.fit_data(self.data(self.fitting_data(data)))
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)  # new heads and nets without a base draw their weights
             model.load(weights)

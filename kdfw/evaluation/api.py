@@ -31,8 +31,8 @@ class Evaluation:
     """Queries of the run that are not in the qrels; they do not count."""
     depth: int
     """Longest list of the run."""
-    judged: float
-    """Share of the first 10 results that are judged, mean over the queries present."""
+    judged: float | None
+    """Share of the first 10 results that are judged, mean over the queries present; None where nothing is judged."""
     per_query: Mapping[str, Mapping[str, float]]
     """Measure -> query id -> value."""
 

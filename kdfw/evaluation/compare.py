@@ -109,7 +109,8 @@ def compare_evaluation(
 ) -> dict[str, Any]:
     """`compare` of the systems of one evaluate stage, with its name and what it `measured_on`."""
     result = compare(evaluation.systems, measures, baseline, seed)
-    return {"stage": evaluation.name, "measured_on": evaluation.measured_on, **result}
+    about = {"stage": evaluation.name, "measured_on": evaluation.measured_on, "notes": evaluation.notes}
+    return {**about, **result}
 
 
 def shared_measures(values: Sequence[Mapping[str, Any]], classes: Sequence[str] = ()) -> list[str]:
@@ -301,6 +302,8 @@ def _notes(result: Mapping[str, Any], style: Style) -> str:
     text += "p values after Holm's correction; * p < 0.05"
     if result["left_out_queries"]:
         text += f"; {result['left_out_queries']} queries that not every run has are left out"
+    if result.get("notes"):
+        text += f"\n{result['notes']}"
     if any("spread" in entry for system in result["systems"].values() for entry in system["measures"].values()):
         text += (
             "\n± is the standard deviation over seeds; intervals and tests are over queries, on the means of the seeds"

@@ -13,14 +13,15 @@ import numpy as np
 from pydantic import Field
 
 from kdfw.amounts import Amount, Workload
-from kdfw.components import Model, Stage
+from kdfw.components import Model, Stage, WrittenOut
 from kdfw.errors import ConfigError, DataError
-from kdfw.references import CandidatesRef, ModelRef, SystemRef
+from kdfw.evaluation.benchmarks import slug_of
+from kdfw.references import CandidatesRef, DataRef, ModelRef, SystemRef
 
 if TYPE_CHECKING:
     from kdfw.context import StageContext
     from kdfw.data.ranking import Ranking
-    from kdfw.data.sets import RankingData
+    from kdfw.data.sets import Data, RankingData
     from kdfw.errors import Problem
     from kdfw.types import Qrels, TextSource
 
@@ -41,7 +42,11 @@ class _System:
 
 
 class Evaluate(Stage):
-    """Measures models and baselines on a split: full retrieval, or re-ranking of given candidates."""
+    """Measures models and baselines on a split or on benchmarks: full retrieval, or re-ranking of given candidates.
+
+    With `benchmarks` it is written out as one stage for each of them, and one for `split` where that is given, so that
+    each is kept for itself.
+    """
 
     version = 2
     produces = frozenset({"measures"})
@@ -56,12 +61,25 @@ class Evaluate(Stage):
                 description="what it is compared with: retrievers (`bm25`), models, teachers; the first is the baseline"
             ),
         ] = (),
-        split: Annotated[str, Field(description="which split is measured")] = "test",
+        data: Annotated[DataRef | None, Field(description="default: the recipe's data set")] = None,
+        split: Annotated[
+            str | None, Field(description="which split is measured; default: `test`, or none with `benchmarks`")
+        ] = None,
+        benchmarks: Annotated[
+            list[str | dict[str, Any]] | None,
+            Field(
+                description="test sets by name (`trec-dl-2019/passage`, `scifact`), with their official measures; "
+                "`{name, folder, candidates}` says where its files are, or which retriever's results are re-ranked"
+            ),
+        ] = None,
         candidates: Annotated[
             CandidatesRef | None, Field(description="re-rank these lists instead of searching the corpus")
         ] = None,
         measures: Annotated[
-            list[str] | None, Field(description="names of measures; default: those of the task")
+            list[str] | None,
+            Field(
+                description="names of measures; default: those of the task; of a benchmark, beside the official ones"
+            ),
         ] = None,
         depth: Annotated[
             int, Field(ge=1, description="how many passages of a query are retrieved or re-ranked")
@@ -76,7 +94,8 @@ class Evaluate(Stage):
     ) -> None:
         self.models = models
         self.against = list(against)
-        self.split = split
+        self.data = data
+        self.split = split or "test"
         self.candidates = candidates
         self.measures = measures
         self.depth = depth
@@ -88,6 +107,13 @@ class Evaluate(Stage):
     def systems(self) -> list[str]:
         """References of everything measured, baselines first, each once."""
         return list(dict.fromkeys([*self.against, *self.models]))
+
+    @classmethod
+    def write_out(cls, entry: Mapping[str, Any], recipe: Mapping[str, Any]) -> WrittenOut | None:
+        """One stage for each benchmark, and what each of them stands on."""
+        from kdfw.evaluation.benchmark_stages import benchmark_stages
+
+        return benchmark_stages(entry, recipe)
 
     def check(self, plan: Any) -> Iterator[Problem]:
         from kdfw.evaluation.measures import parse_measures
@@ -111,6 +137,18 @@ class Evaluate(Stage):
             if split != self.split:
                 fix = f"this stage measures {self.split!r}"
                 yield plan.problem("against", found=f"scores of the split {split!r} ({name!r})", fix=fix)
+        for name in self.systems:
+            model = plan.model(name)
+            if plan.target(name).kind == "retriever" and plan.task != "ranking":
+                yield plan.problem("against", found=f"{name!r} searches passages", fix=f"the data are {plan.task}")
+            elif isinstance(model, Model) and plan.task not in model.tasks:
+                found = f"{name!r} does not do {plan.task}"
+                yield plan.problem("models", found=found, fix=f"it does: {', '.join(sorted(model.tasks))}")
+        if self.candidates is not None and self.data is not None:
+            of = getattr(plan.stage_of(self.candidates), "data", self.data)
+            if of != self.data:
+                fix = "name them for each benchmark: {name: ..., candidates: bm25}"
+                yield plan.problem("candidates", found="lists for queries of other data", fix=fix)
         if self.baseline is not None and self.baseline not in self.systems:
             fix = f"known: {', '.join(self.systems)}"
             yield plan.problem("baseline", found=f"{self.baseline!r} is not measured here", fix=fix)
@@ -174,14 +212,17 @@ class Evaluate(Stage):
     def _run_ranking(self, context: StageContext, data: RankingData) -> None:
         from kdfw.evaluation import examples
         from kdfw.evaluation.agreement import Lists
+        from kdfw.evaluation.answers import answer_measure, first_answers
         from kdfw.evaluation.formats import write_trec
         from kdfw.evaluation.measures import Measure, parse_measures, score_run
         from kdfw.files import write_json
 
-        qrels = data.qrels.get(self.split)
+        answers = data.answers.get(self.split)
+        qrels = data.qrels.get(self.split) if answers is None else {query: {} for query in answers}
         if not qrels:
             raise DataError(f"data {data.name!r} has no judgements for the split {self.split!r}")
-        wanted = parse_measures(self.measures or RANKING_MEASURES)
+        names = self._measures(data, RANKING_MEASURES)
+        wanted = parse_measures(names) if answers is None else [answer_measure(name) for name in names]
         judged = Measure(kind="judged", cutoff=10, text="\0judged")
         found: dict[str, _System] = {}
         lists = Lists(qrels)
@@ -195,10 +236,22 @@ class Evaluate(Stage):
                 run = {q: {p: score for p, score in rows.items() if p != q} for q, rows in run.items()}
             write_trec(run, context.folder / f"run.{_file_name(name)}.trec", tag=_file_name(name))
             lists.add(name, run)
-            values = score_run(run, qrels, [*wanted, judged])
-            share = values.pop(judged.text)
-            present = [query for query in qrels if run.get(query)]
-            facts["judged@10"] = float(np.mean([share[query] for query in present]))
+            if answers is None:
+                values = score_run(run, qrels, [*wanted, judged])
+                share = values.pop(judged.text)
+                present = [query for query in qrels if run.get(query)]
+                facts["judged@10"] = float(np.mean([share[query] for query in present]))
+            else:
+                deepest = max(measure.cutoff or 1 for measure in wanted)
+                found_answers = first_answers(
+                    {query: list(rows) for query, rows in run.items()},
+                    answers,
+                    lambda id: data.corpus.text(data.corpus.row(id)),
+                    deepest,
+                )
+                values = score_run(run, found_answers, wanted)
+                for query, grades in found_answers.items():
+                    qrels[query] |= grades
             facts["depth"] = max(len(rows) for rows in run.values())
             means = {measure: float(np.mean(list(each.values()))) for measure, each in values.items()}
             found[name] = _System(values=values, facts=facts, means=means)
@@ -234,7 +287,7 @@ class Evaluate(Stage):
             began = time.perf_counter()
             if self.candidates is not None:
                 given = _cut(context.candidates(self.candidates), qrels, self.depth)
-                facts["setting"] = f"re-ranking of {_short(self.candidates)}"
+                facts["setting"] = f"re-ranking of {_first_stage(self.candidates, self.split)}"
                 ranking = rerank_lists(
                     model,
                     data.corpus,
@@ -260,6 +313,12 @@ class Evaluate(Stage):
             facts["queries_per_second"] = len(queries) / seconds if seconds > 0 else None
         return ranking, facts
 
+    def _measures(self, data: Data, usual: Sequence[str]) -> list[str]:
+        """Names of the measures: what the recipe asks for, after what is customary on a benchmark."""
+        if data.convention is None:
+            return list(self.measures or usual)
+        return list(dict.fromkeys([*data.convention.measures, *(self.measures or ())]))
+
     # ------------------------------------------------------------ other tasks
 
     def _run_task(self, context: StageContext, data: Any) -> None:
@@ -268,7 +327,7 @@ class Evaluate(Stage):
         from kdfw.models.precision import autocast_dtype
 
         official = [data.measure] if getattr(data, "measure", "") else []
-        names = self.measures or list(dict.fromkeys([*official, *DEFAULT_MEASURES[data.task]]))
+        names = self._measures(data, list(dict.fromkeys([*official, *DEFAULT_MEASURES[data.task]])))
         found: dict[str, _System] = {}
         answers: dict[str, dict[str, str]] = {}
         for reference in self.systems:
@@ -329,6 +388,7 @@ class Evaluate(Stage):
         write_lines(context.folder / "per_query.jsonl", lines())
         baseline = _short(self.baseline or self.systems[0])
         classes = list(getattr(context.data(), "classes", ()))
+        convention = context.data().convention
         compared: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in found}
         for measure in measures:
             rows, statistic = measure_rows({name: system.values for name, system in found.items()}, measure, classes)
@@ -358,6 +418,7 @@ class Evaluate(Stage):
                 },
                 "order": list(found),
                 **({"classes": classes} if classes else {}),
+                **({"benchmark": dataclasses.asdict(convention)} if convention is not None else {}),
             },
         )
         context.summary({name: system.means for name, system in found.items()})
@@ -378,6 +439,12 @@ def _is_target(context: StageContext, name: str) -> bool:
         return bool(getattr(context, "target")(name).kind != "retriever")  # noqa: B009
     except (AttributeError, ConfigError, KeyError):
         return False
+
+
+def _first_stage(candidates: str, split: str) -> str:
+    """The name shown for what is re-ranked; of a benchmark's own first stage without the benchmark's name."""
+    name = _short(candidates)
+    return name.partition(f"{slug_of(split)}-")[2] or name
 
 
 def _short(reference: str) -> str:

@@ -18,7 +18,7 @@ import yaml
 
 from kdfw.errors import DataError, one_of
 from kdfw.evaluation.cost import costs_of
-from kdfw.evaluation.table import read_result
+from kdfw.evaluation.table import benchmark_note, read_result
 from kdfw.fingerprint import fingerprint
 from kdfw.types import Qrels
 
@@ -53,6 +53,8 @@ class Evaluation:
     """Of the evaluate stage; empty for files."""
     measured_on: str
     """Split or benchmark, in words; empty when unknown."""
+    notes: str = ""
+    """Convention of a benchmark, and in what its data differ from the official ones."""
     systems: Sequence[Compared]
 
 
@@ -87,7 +89,9 @@ def load_evaluations(
             systems = merge_seeds(systems)
         stages = dict.fromkeys(each.name for each in found if each.name)
         words = dict.fromkeys(each.measured_on for each in found if each.measured_on)
-        evaluations.append(Evaluation(name=", ".join(stages), measured_on=", ".join(words), systems=_named(systems)))
+        notes = "\n".join(dict.fromkeys(each.notes for each in found if each.notes))
+        about = {"name": ", ".join(stages), "measured_on": ", ".join(words), "notes": notes}
+        evaluations.append(Evaluation(systems=_named(systems), **about))
     return evaluations
 
 
@@ -150,10 +154,10 @@ def _stage(folder: Path, run: Path, label: str) -> Evaluation:
         )
         for name, values in read_per_query(folder / "per_query.jsonl").items()
     ]
+    notes = benchmark_note(result).strip()
     split = result.get("split")
-    return Evaluation(
-        name=_stage_name(folder), measured_on=f"split {split}" if isinstance(split, str) else "", systems=systems
-    )
+    where = f"{'' if notes else 'split '}{split}" if isinstance(split, str) else ""
+    return Evaluation(name=_stage_name(folder), measured_on=where, systems=systems, notes=notes)
 
 
 def _stage_name(folder: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,12 +51,62 @@ def measures_table(folder: Path) -> str:
         for rate in ("queries_per_second", "passages_per_second", "items_per_second"):
             cells.append(f"{system[rate]:.0f}" if system.get(rate) else "")
         cells.append(system.get("setting", ""))
+        cells.append(f"{system['depth']}" if "depth" in system else "")
+        cells.append(f"{system['judged@10']:.0%}" if "judged@10" in system else "")
         rows.append(cells)
-    head = ["system", *result["measures"], "size", "queries/s", "passages/s", "items/s", "setting"]
+    head = ["system", *result["measures"], "size", "queries/s", "passages/s", "items/s"]
+    head += ["setting", "depth", "judged@10"]
     keep = [column for column in range(len(head)) if column == 0 or any(row[column] for row in rows)]
     table = grid([head[column] for column in keep], [[row[column] for column in keep] for row in rows])
     note = f"{result['queries']} items of {result['split']}; * differs from {result['baseline']} (Holm, p < 0.05)"
-    return f"{table}\n{note}"
+    return f"{table}\n{note}{benchmark_note(result)}"
+
+
+def benchmarks_table(folders: Sequence[Path]) -> str:
+    """The main measure of every benchmark of a run, systems x benchmarks; empty for fewer than two.
+
+    The forums of CQADupStack are one benchmark, their mean; of BEIR sets the last column is the mean.
+    """
+    columns: dict[str, dict[str, list[float]]] = {}
+    systems: dict[str, None] = {}
+    for result in filter(None, map(read_result, folders)):
+        found = result.get("benchmark")
+        if not isinstance(found, Mapping) or not result["measures"]:
+            continue
+        name, measure = str(found["name"]), result["measures"][0]
+        for system in result.get("order", list(result["systems"])):
+            systems[system] = None
+            value = result["systems"][system]["measures"].get(measure)
+            column = f"{name.partition('/cqadupstack/')[0]}/cqadupstack" if "/cqadupstack/" in name else name
+            columns.setdefault(f"{column} {measure}", {}).setdefault(system, []).append(value)
+    means = {
+        column: {system: sum(each) / len(each) for system, each in values.items() if None not in each}
+        for column, values in columns.items()
+    }
+    if len(means) < 2:
+        return ""
+    beir = [column for column in means if column.startswith("beir/")]
+    if len(beir) > 1:
+        every = [system for system in systems if all(system in means[column] for column in beir)]
+        label = f"mean of {len(beir)} beir"
+        means[label] = {system: sum(means[column][system] for column in beir) / len(beir) for system in every}
+    rows = []
+    for system in systems:
+        cells = [
+            number(column.rpartition(" ")[2], values[system]) if system in values else ""
+            for column, values in means.items()
+        ]
+        rows.append([system, *cells])
+    return grid(["system", *means], rows)
+
+
+def benchmark_note(result: Mapping[str, Any]) -> str:
+    """The convention of a benchmark, and in what its data differ from the official ones; empty for other data."""
+    found = result.get("benchmark")
+    if not isinstance(found, Mapping):
+        return ""
+    differs = f"\nnot the official data: {found['differs']}; not to be compared with published values"
+    return f"\n{found['name']}: {found['text']}{differs if found['differs'] else ''}"
 
 
 def number(measure: str, value: float) -> str:

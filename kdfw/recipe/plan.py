@@ -216,9 +216,16 @@ class _Planner:
         return next(iter(self.recipe.data), "data")
 
     def _library_parts(self, spec: Spec) -> list[Any]:
-        return [
-            dict(nested.build().fingerprint_parts()) for nested in iterate_specs(spec) if nested.kind == "retriever"
-        ]
+        """What results depend on beside options: library versions, the bytes of a given run."""
+        parts = []
+        for nested in iterate_specs(spec):
+            if nested.kind != "retriever":
+                continue
+            try:
+                parts.append(dict(nested.build().fingerprint_parts()))
+            except KdfwError as error:
+                self.problems.append(Problem(where=self.recipe.source.where(nested.path), found=str(error)))
+        return parts
 
     def _identity(self, target: Target) -> list[str]:
         if target.kind == "stage":

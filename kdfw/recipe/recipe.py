@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdfw.components import Dataset, Method
+from kdfw.components import Dataset, Method, Stage
 from kdfw.errors import KdfwError, Problem, did_you_mean, one_of
 from kdfw.models.precision import PRECISIONS
 from kdfw.options import Registry, Spec, check
@@ -142,10 +142,11 @@ def build(source: Source, registry: Registry) -> Recipe:
         problems.extend(Problem(where=source.where(note.path), found=note.found, fix=note.fix) for note in notes)
         places = [(index,) for index in range(len(full.get("stages") or ()))]
     models = _models(full.get("models"), source, registry, problems)
-    entries = list(_stages(full, places or [], source, registry, problems))
+    own_data, several = set(data), _Several(recipe=full, data=data)
+    entries = list(_stages(full, places or [], several, source, registry, problems))
     if not entries and not problems:
         problems.append(Problem(where=source.where(("stages",)), found="no stages", fix="add at least one"))
-    taken = set(models) | set(data)
+    taken = set(models) | own_data
     for entry in entries:
         if entry.base in taken:
             fix = "models, data sets and stages share one set of names"
@@ -161,7 +162,10 @@ def build(source: Source, registry: Registry) -> Recipe:
         source=source,
         resolved=_resolved(full, name, seed, precision),
         problems=problems,
-        faulty=frozenset(_written_names(full) - set(models) - set(data) - {entry.base for entry in entries}),
+        faulty=frozenset(
+            (_written_names(full) - several.names | several.written)
+            - {*models, *data, *(entry.base for entry in entries)}
+        ),
     )
 
 
@@ -287,9 +291,41 @@ def _method_stages(
         return None
 
 
+@dataclass(kw_only=True)
+class _Several:
+    """Entries that stand for several stages (`Stage.write_out`), while they are written out."""
+
+    recipe: Mapping[str, Any]
+    data: dict[str, Spec]
+    """The recipe's data sets; those that such entries bring are added."""
+    names: set[str] = field(default_factory=set)
+    """Of such entries: no stage has them."""
+    written: set[str] = field(default_factory=set)
+    """Names of the stages and data sets they stand for."""
+
+    def write_out(
+        self, item: Mapping[str, Any], path: RecipePath, source: Source, registry: Registry, problems: list[Problem]
+    ) -> list[tuple[Mapping[str, Any], RecipePath]] | None:
+        """The stages an entry stands for with their places, None when it is one; checks the data sets it brings."""
+        kind = item.get("type")
+        cls = registry.get("stage", kind) if isinstance(kind, str) and kind in registry.names("stage") else None
+        written = cls.write_out(item, self.recipe) if cls is not None and issubclass(cls, Stage) else None
+        if written is None:
+            return None
+        self.names.add(str(item.get("name", kind)))
+        self.written |= {str(stage.get("name")) for stage, _ in written.stages} | set(written.data)
+        for name, (options, place) in written.data.items():
+            if name not in self.data:
+                spec = check("dataset", options, (*path, *place), registry, source.where, problems)
+                if spec is not None:
+                    self.data[name] = spec
+        return [(stage, (*path, *place)) for stage, place in written.stages]
+
+
 def _stages(
     full: Mapping[str, Any],
     places: Sequence[RecipePath],
+    several: _Several,
     source: Source,
     registry: Registry,
     problems: list[Problem],
@@ -304,7 +340,7 @@ def _stages(
     defaults = full.get("train") if isinstance(full.get("train"), Mapping) else {}
     seen: dict[str, RecipePath] = {}
     for item, path in zip(raw, places, strict=True):
-        yield from _entries(item, path, 0, defaults or {}, seen, source, registry, problems)
+        yield from _entries(item, path, 0, defaults or {}, seen, several, source, registry, problems)
 
 
 def _entries(
@@ -313,6 +349,7 @@ def _entries(
     cycle: int,
     defaults: Mapping[str, Any],
     seen: dict[str, RecipePath],
+    several: _Several,
     source: Source,
     registry: Registry,
     problems: list[Problem],
@@ -343,12 +380,18 @@ def _entries(
         for number in range(1, count + 1):
             fresh = problems if number == 1 else []  # the same faults in every cycle are one fault
             for index, inner in enumerate(block):
-                yield from _entries(inner, (*path, "stages", index), number, defaults, seen, source, registry, fresh)
+                place = (*path, "stages", index)
+                yield from _entries(inner, place, number, defaults, seen, several, source, registry, fresh)
         return
     base = item.get("name", item.get("type"))
     if not isinstance(base, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", base):
         fix = "a stage has a `name` of letters, digits, '_' and '-'"
         problems.append(Problem(where=source.where((*path, "name")), found=f"found {base!r}", fix=fix))
+        return
+    stages = several.write_out(item, path, source, registry, problems)
+    if stages is not None:
+        for stage, place in stages:
+            yield from _entries(stage, place, cycle, defaults, seen, several, source, registry, problems)
         return
     name = f"{base}#{cycle}" if cycle else base
     if name in seen:

@@ -11,8 +11,8 @@ import pytest
 from kdfw.cli import main
 from kdfw.data.runs import read_run
 from kdfw.errors import DataError
+from kdfw.evaluation.answers import has_answer
 from kdfw.evaluation.api import evaluate
-from kdfw.evaluation.benchmarks import answer_accuracy, benchmark, has_answer, load_qrels, names
 from kdfw.evaluation.compare import compare, comparison_table
 from kdfw.evaluation.systems import Compared, load_evaluations, merge_seeds
 
@@ -139,21 +139,6 @@ def test_compare_reads_run_folders_and_run_files(
         load_evaluations([tmp_path / "exp"])
 
 
-def test_benchmarks_carry_their_convention() -> None:
-    assert benchmark("trec-dl-2019").measures == ("nDCG@10", "AP(rel=2)", "RR(rel=2)", "R(rel=2)@1000")
-    assert benchmark("beir/arguana").remove_query and not benchmark("beir/scifact").remove_query
-    assert {"msmarco-passage/dev", "msmarco-document/dev", "trec-dl-2020/document", "sts/STSB"} <= set(names())
-    assert all(benchmark(name).convention and benchmark(name).files for name in names())
-
-
-def test_a_benchmark_without_data_says_which_files_to_put_where(tmp_path: Path, data_dir: Path) -> None:
-    with pytest.raises(DataError, match=r"beir/robust04.*put there: corpus.jsonl, queries.jsonl, qrels/test.tsv"):
-        load_qrels("beir/robust04", tmp_path)
-    assert len(load_qrels("beir/scifact", data_dir / "scifact/beir")) == 300
-
-
 def test_answers_match_as_whole_tokens() -> None:
     assert has_answer("He was born in São Paulo, Brazil.", ["Rio", "SÃO PAULO"])
     assert not has_answer("The art of war", ["ar"])
-    found = answer_accuracy([["no", "the blue one"], ["x", "y"]], [["Blue"], ["z"]], (1, 2))
-    assert found == {"accuracy@1": 0.0, "accuracy@2": 0.5}
