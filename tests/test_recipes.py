@@ -28,6 +28,11 @@ COMPOSITIONS = {path.stem: path for path in sorted((ROOT / "compositions").glob(
 MEASURED = {path.stem: path for path in sorted((ROOT / "measured").glob("*.yaml"))}
 """Experiments whose results the documentation reports: hours of work, so they are only planned here."""
 ALL = {**RECIPES, **COMPOSITIONS, **MEASURED}
+OFFICIAL = {
+    "dev": [("queries.dev.small.tsv", "qrels.dev.small.tsv")],
+    "test": [(f"msmarco-test{year}-queries.tsv", f"{year}qrels-pass.txt") for year in (2019, 2020)],
+}
+"""Files of benchmarks, by the split they are made of."""
 NOUNS = "dog cat man woman child horse ball house river street table train boat tree bird".split()
 VERBS = "sees holds finds likes follows paints".split()
 GERMAN = {word: word[::-1] for word in [*NOUNS, *VERBS, "the", "a"]}
@@ -85,6 +90,9 @@ def write_ranking(root: Path, cache: Path) -> None:
         for name in ("msmarco-passage", "msmarco-passage-tiny"):
             write_lines(root / name / f"queries.{split}.tsv", [f"{id}\t{text}" for id, text in rows])
             write_lines(root / name / f"qrels.{split}.tsv", [f"{q}\t0\t{p}\t{grade}" for q, p, grade in judged])
+            for queries_file, qrels_file in OFFICIAL.get(split, ()):
+                write_lines(root / name / queries_file, [f"{id}\t{text}" for id, text in rows])
+                write_lines(root / name / qrels_file, [f"{q} 0 {p} {grade}" for q, p, grade in judged])
         if split != "dev":
             head = "query-id\tcorpus-id\tscore"
             lines = [head, *(f"{q}\t{p}\t{grade}" for q, p, grade in judged)]
