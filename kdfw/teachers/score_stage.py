@@ -181,9 +181,10 @@ class Score(Stage):
         ranking.save(context.folder)
         text = json.dumps(checks, indent=1, sort_keys=True)
         (context.folder / "checks.json").write_text(text + "\n", encoding="utf-8")
-        context.summary({name: value for name, value in checks.items() if isinstance(value, (int, float))})
         report = getattr(scorer.teacher, "report", None)
-        for name, value in (report() if report is not None else {}).items():
+        spent = dict(report()) if report is not None else {}
+        context.summary({n: value for n, value in {**spent, **checks}.items() if isinstance(value, (int, float))})
+        for name, value in spent.items():
             context.log.info("%s: %s %s", self.teacher, name, value)
 
     def _encode_passages(

@@ -74,6 +74,12 @@ def test_lists_keep_their_order_and_positives_follow(context: FakeContext) -> No
     assert context.summaries["pairs"] == 8
 
 
+def test_what_a_teacher_cost_is_in_the_summary(context: FakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lengths, "report", lambda self: {"cost_EUR": 0.25, "pairs": -1}, raising=False)
+    Score(teacher="t", of=["mined"]).run(context)
+    assert context.summaries["cost_EUR"] == 0.25 and context.summaries["pairs"] == 8
+
+
 def test_depth_and_several_lists_and_no_positives(context: FakeContext) -> None:
     Score(teacher="t", of=["mined", "other"], depth=1, include_positives=False).run(context)
     assert written(context) == {"q1": {"d5": 5.0}, "q2": {"d3": 2.0, "d2": 1.0}, "q3": {"d8": 8.0}}
