@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kdfw import __version__
-from kdfw.errors import KdfwError
+from kdfw.errors import DataError, KdfwError
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -272,6 +272,8 @@ def _report(arguments: argparse.Namespace) -> int:
     from kdfw.report import write_report
 
     path = write_report(*arguments.runs, out=arguments.out)
+    if path is None:
+        raise DataError(f"{arguments.runs[0]}: no run folder (no manifest.json, plan.json or recipe.yaml in it)")
     print(path)
     return 0
 

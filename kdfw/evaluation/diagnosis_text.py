@@ -37,7 +37,7 @@ def diagnosis_text(found: Found) -> str:
 
 def _stage(stage: Found) -> Iterator[str]:
     for teacher in stage.get("teachers", ()):
-        yield from _teacher(teacher)
+        yield from _teacher(teacher, stage["task"])
     for target in stage.get("targets", ()):
         yield from _target(target)
     for row in stage.get("between_teachers", ()):
@@ -51,7 +51,7 @@ def _stage(stage: Found) -> Iterator[str]:
         yield f"note: {note}"
 
 
-def _teacher(teacher: Found) -> Iterator[str]:
+def _teacher(teacher: Found, task: str) -> Iterator[str]:
     scores = teacher["distribution"]
     some = "" if teacher["lists"] == teacher["lists_in_all"] else f" (of {teacher['lists_in_all']:,})"
     yield f"teacher {teacher['name']}: {scores['scores']:,} scores, {teacher['of']}: {teacher['lists']:,}{some}"
@@ -80,16 +80,23 @@ def _teacher(teacher: Found) -> Iterator[str]:
             f"  judgements       the positive is not on top in {judged['positive_not_on_top']:.1%} of "
             f"{judged['items']:,} items; mean reciprocal rank of the best positive {judged['reciprocal_rank']:.3f}"
         )
-    yield from _doubted(teacher.get("suspected_false_negatives", {}))
+    yield from _doubted(teacher.get("suspected_false_negatives", {}), task)
 
 
-def _doubted(doubted: Found) -> Iterator[str]:
+def _doubted(doubted: Found, task: str) -> Iterator[str]:
     if not doubted.get("items"):
         return
-    yield (
-        f"  false negatives? {doubted['suspected']:,} unjudged alternatives above every positive "
-        f"({doubted['share_of_unjudged']:.1%} of the unjudged), in {doubted['items_with_any']:,} items"
-    )
+    share, items = f"{doubted['share_of_unjudged']:.1%}", f"in {doubted['items_with_any']:,} items"
+    if task == "classification":
+        yield f"  doubted labels   {doubted['suspected']:,} classes above the label ({share} of the others), {items}"
+        for row in doubted["examples"][:SHOWN]:
+            scores = (
+                f"{row['score']:.3f} {row['alternative']}, {row['positive_score']:.3f} {row['positive']} (the label)"
+            )
+            yield f"    {row['item']}: {scores}: {_cut(row['text'])}"
+        return
+    number = f"{doubted['suspected']:,}"
+    yield f"  false negatives? {number} unjudged above every positive ({share} of the unjudged), {items}"
     for row in doubted["examples"][:SHOWN]:
         yield f"    {row['item']}: {_cut(row['text'])}"
         yield f"      {row['score']:.3f} unjudged {row['alternative']}: {_cut(row['alternative_text'])}"

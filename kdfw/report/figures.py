@@ -75,6 +75,7 @@ def lines(title: str, series: Series, x_label: str = "step") -> Markup:
             xs, ys = zip(*points, strict=True)
             dashes, dots = "--" if number >= COLOURS else "-", "o" if len(points) <= 16 else ""
             axes.plot(xs, ys, color=SERIES[number % COLOURS], linestyle=dashes, marker=dots, markersize=3.5)
+        axes.yaxis.set_major_formatter(lambda value, _: _small(value))
         axes.set_xlabel(x_label)
 
     words = "; ".join(f"{name} from {short(points[0][1])} to {short(points[-1][1])}" for name, points in series.items())
@@ -300,6 +301,14 @@ def _log_ticks(axes: Axes, values: Sequence[float]) -> None:
 
 def _tick(value: float) -> str:
     return count(value).replace(".0", "") if value >= 10_000 else short(value)
+
+
+def _small(value: float) -> str:
+    """A number that fits beside an axis: `0.25`, `3,000`, `1.5e-5`."""
+    if value and abs(value) < 0.005:
+        digits, _, power = f"{value:.2e}".partition("e")
+        return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
+    return short(round(value, 6))
 
 
 def _name_points(axes: Axes, points: Mapping[str, tuple[float, float]], marked: Collection[str]) -> None:

@@ -104,7 +104,10 @@ def _headline(run: RunView, stage: StageView) -> Child:
         cards.append(_card(f"Share of {teacher.name}", f"{share:.1%}", f"the teacher has {had}"))
         costs = list(_costs(student, teacher))
         cards += [_card(*cost) for cost in costs]
-        words = f"{student.name} keeps {share:.1%} of its teacher's {name} ({measure(name, value)} of {had})"
+        now = measure(name, value)
+        words = f"{student.name} keeps {share:.1%} of its teacher's {name} ({now} of {had})"
+        if share > 1:
+            words = f"{student.name} is better than its teacher ({name} {now}, the teacher's {had})"
         words += f" and is {' and '.join(ratio for _, ratio, _ in costs)}" if costs else ""
         words += f". Measured on {items_of(found)} of the split {found.split}."
     return [

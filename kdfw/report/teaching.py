@@ -30,7 +30,7 @@ def teaching(run: RunView) -> Iterator[Child]:
         yield _student_table(stage)
         yield element("div", _teacher_table(stage), _target_table(stage), class_="charts")
         for teacher in mappings(stage.get("teachers")):
-            yield _doubted(teacher)
+            yield _doubted(teacher, str(stage.get("task", "")))
         notes = strings(stage.get("notes"))
         yield element("p", "; ".join(notes), ".", class_="note") if notes else None
     if stages:
@@ -53,7 +53,8 @@ def _score_charts(stage: Found) -> Iterator[Markup]:
         found = mapping(mapping(teacher.get("distribution")).get("histogram"))
         counts = {"all scores": _numbers(found.get("counts")), "labelled positives": _numbers(found.get("positives"))}
         total = sum(counts["all scores"])
-        note = f"{short(total)} scores, {teacher.get('of', '')}; each curve by its own greatest bar"
+        note = f"{short(total)} scores, {teacher.get('of', '')}"
+        note += "; each curve by its own greatest bar" if any(counts["labelled positives"]) else ""
         yield figures.histogram(
             f"Scores of {teacher.get('name', '')}", _numbers(found.get("edges")), counts, "score", note=note
         )
@@ -129,6 +130,10 @@ def _teacher_table(stage: Found) -> Markup | None:
         scores, spread = numbers(teacher.get("distribution")), mapping(teacher.get("spread"))
         judged, doubted = numbers(teacher.get("judgements")), numbers(teacher.get("suspected_false_negatives"))
         low, high = scores.get("lowest"), scores.get("highest")
+        labelled = "items with a label" if stage.get("task") == "classification" else "items with a labelled positive"
+        if "spearman" in judged:
+            labelled = "pairs with a gold score"
+        above = "classes above the label" if stage.get("task") == "classification" else "unjudged above every positive"
         columns[str(teacher.get("name", ""))] = {
             "scores": _short(scores.get("scores")),
             "mean": _short(scores.get("mean")),
@@ -136,12 +141,12 @@ def _teacher_table(stage: Found) -> Markup | None:
             "lowest to highest": "" if low is None or high is None else f"{short(low)} to {short(high)}",
             "highest minus lowest of an item (median)": _short(numbers(spread.get("range")).get("median")),
             "items whose scores are all the same": _short(numbers(spread).get("constant_items")),
-            "items with a labelled positive": _short(judged.get("items")),
+            labelled: _short(judged.get("items")),
             "of these, the positive is not on top in": _share(judged.get("positive_not_on_top")),
             "mean reciprocal rank of the best positive": _short(judged.get("reciprocal_rank")),
             "Spearman correlation with the gold scores": _short(judged.get("spearman")),
-            "unjudged alternatives above every positive": _short(doubted.get("suspected")),
-            "share of the unjudged": _share(doubted.get("share_of_unjudged")),
+            above: _short(doubted.get("suspected")),
+            "share of these alternatives": _share(doubted.get("share_of_unjudged")),
         }
     return _columns("Scores of the teachers.", columns)
 
@@ -175,8 +180,11 @@ def _columns(caption: str, columns: Mapping[str, Mapping[str, str]]) -> Markup |
     return table(caption, ["", *columns], kept, sortable=False) if kept else None
 
 
-def _doubted(teacher: Found) -> Markup | None:
-    """Passages that the teacher puts above every labelled positive, with their texts."""
+def _doubted(teacher: Found, task: str) -> Markup | None:
+    """Alternatives that the teacher puts above every labelled positive, with their texts."""
+    higher, best_words, title = "scored higher, not judged", "the best labelled positive", "Suspected false negatives"
+    if task == "classification":
+        higher, best_words, title = "scored higher", "the label", "Labels the teacher doubts"
     found = mapping(teacher.get("suspected_false_negatives"))
     blocks = []
     for row in mappings(found.get("examples")):
@@ -184,8 +192,8 @@ def _doubted(teacher: Found) -> Markup | None:
         if score is None or best is None:
             continue
         columns = [
-            _column("scored higher, not judged", row.get("alternative"), row.get("alternative_text"), score),
-            _column("the best labelled positive", row.get("positive"), row.get("positive_text"), best),
+            _column(higher, row.get("alternative"), row.get("alternative_text"), score),
+            _column(best_words, row.get("positive"), row.get("positive_text"), best),
         ]
         blocks.append(
             element(
@@ -197,7 +205,7 @@ def _doubted(teacher: Found) -> Markup | None:
         )  # fmt: skip
     if not blocks:
         return None
-    words = f"Suspected false negatives of {teacher.get('name', '')}: the {len(blocks)} clearest"
+    words = f"{title}, of {teacher.get('name', '')}: the {len(blocks)} clearest"
     return element("details", element("summary", words), element("ol", blocks, class_="doubted"))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from fake_run import SYSTEMS, write_run
 
+from kdfw.cli import main
 from kdfw.errors import DataError
 from kdfw.report import write_report
 from kdfw.report.curves import chart_groups, constants, series_of
@@ -149,7 +150,7 @@ def test_teacher_and_student_are_described(page: Page) -> None:
     for words in (
         "Scores of teacher", "Targets of KL at temperature 0.05", "suggested temperature", "0.125", "31.4%",
         "teacher is constant in 3.3% of them", "a note on teacher", "128 training examples", "+0.310", "+0.400",
-        "Suspected false negatives of teacher", "text of a passage", "0.91 · d7",
+        "Suspected false negatives, of teacher", "text of a passage", "0.91 · d7",
     ):  # fmt: skip
         assert words in text, words
 
@@ -285,10 +286,11 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     test_every_link_has_a_target_and_ids_are_unique(page)
 
 
-def test_folders_that_are_no_runs(tmp_path: Path) -> None:
+def test_folders_that_are_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError, match="no such run folder"):
         write_report(tmp_path / "gone")
     assert write_report(tmp_path) is None
+    assert main(["report", str(tmp_path)]) == 2 and "no run folder" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
