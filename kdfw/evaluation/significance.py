@@ -93,6 +93,7 @@ def statistic_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap confidence interval of a measure that is no mean over items: items are drawn anew."""
     rng, size = np.random.default_rng(seed), len(seeds[0])
+    seeds = [statistic.alike(rows) for rows in seeds]  # ranks once, instead of in every draw
     values = []
     for _ in range(draws):
         drawn = rng.integers(0, size, size)
@@ -113,18 +114,17 @@ def paired_statistic(
     makes it exchangeable (`Statistic.alike`), for the n-th seed of both at once.
     """
     rng, size = np.random.default_rng(seed), len(baseline[0])
+    difference = statistic_value(system, statistic) - statistic_value(baseline, statistic)
+    system, baseline = ([statistic.alike(rows) for rows in side] for side in (system, baseline))
     differences = []
     for _ in range(draws):
         drawn = rng.integers(0, size, size)
         ours, theirs = ([rows[drawn] for rows in side] for side in (system, baseline))
         differences.append(statistic_value(ours, statistic) - statistic_value(theirs, statistic))
     low, high = _quantiles(np.array(differences), 0.95)
-    difference = statistic_value(system, statistic) - statistic_value(baseline, statistic)
     p_value = None
     if len(system) == len(baseline):
-        pairs = [
-            (statistic.alike(ours), statistic.alike(theirs)) for ours, theirs in zip(system, baseline, strict=True)
-        ]
+        pairs = list(zip(system, baseline, strict=True))
         observed = abs(_exchanged(pairs, np.zeros(size, dtype=bool), statistic)) * (1 - 1e-12)
         reached = sum(abs(_exchanged(pairs, rng.random(size) < 0.5, statistic)) >= observed for _ in range(draws))
         p_value = (1 + reached) / (draws + 1)

@@ -35,22 +35,23 @@ class Statistic:
     """Per-item values, or lists of them, that make up a row."""
     of: Callable[[Rows], float]
     alike: Callable[[Rows], Rows] = np.asarray
-    """Rows on a scale on which those of two systems can be exchanged, without changing the measure."""
+    """Rows on a scale on which those of two systems can be exchanged; the measure of any of them stays what it is."""
 
 
 def _ranked(rows: Rows) -> Rows:
-    return np.column_stack([average_ranks(rows[:, 0]), rows[:, 1]])
+    return np.column_stack([average_ranks(rows[:, 0]), average_ranks(rows[:, 1])])
 
 
 def _ranked_by_group(rows: Rows) -> Rows:
-    ranks = np.empty(len(rows))
+    ranks: Rows = rows.copy()
     for inside in _groups(rows):
-        ranks[inside] = average_ranks(rows[inside, 0])
-    return np.column_stack([ranks, rows[:, 1:]])
+        ranks[inside, :2] = _ranked(rows[inside])
+    return ranks
 
 
 def _groups(rows: Rows) -> list[np.ndarray]:
-    return [rows[:, 2] == group for group in np.unique(rows[:, 2])]
+    groups = rows[:, 2].astype(np.int64)
+    return [groups == group for group in np.flatnonzero(np.bincount(groups))]
 
 
 def _macro_spearman(rows: Rows) -> float:

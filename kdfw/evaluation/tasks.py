@@ -55,10 +55,20 @@ class TaskValues:
 
 def average_ranks(values: np.ndarray) -> np.ndarray:
     """(Q,) ranks from 1; equal values share the mean of their ranks."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks: np.ndarray = (ends - (counts - 1) / 2)[inverse]
+    codes = _in_order(values)
+    counts = np.bincount(codes)
+    ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[codes]
     return ranks
+
+
+def _in_order(values: np.ndarray) -> np.ndarray:
+    """(Q,) whole numbers from 0 in the same order. Ranks and grades are near each other: they need not be sorted."""
+    doubled = 2 * np.asarray(values, dtype=np.float64)
+    low, high = (doubled.min(), doubled.max()) if len(doubled) else (0.0, 0.0)
+    if high - low <= 8 * len(doubled) and bool((doubled == np.rint(doubled)).all()):
+        return (doubled - low).astype(np.int64)
+    codes: np.ndarray = np.unique(values, return_inverse=True)[1]
+    return codes
 
 
 def pearson(left: np.ndarray, right: np.ndarray) -> float:
