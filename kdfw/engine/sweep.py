@@ -19,7 +19,7 @@ from kdfw.engine.api import columns, find_recipe, plan_rows
 from kdfw.engine.artifacts import ArtifactStore
 from kdfw.engine.cells import Cell, axes_of, cells_of
 from kdfw.engine.launch import launch
-from kdfw.engine.run import default_cache, is_finished
+from kdfw.engine.run import LOCK, default_cache, is_finished
 from kdfw.engine.sweep_result import CellResult, SweepResult, choice_of, sweep_text, sweep_values
 from kdfw.errors import ConfigError, DataError, Problem, one_of
 from kdfw.evaluation.compare import compare_evaluation
@@ -122,6 +122,7 @@ def plan_text(
 
 def _run_cell(recipe: Path, cell: Cell, title: str, flags: Sequence[str]) -> CellResult:
     """Run one cell unless it is finished. Raises KeyboardInterrupt when it was stopped."""
+    _wait_for_others(cell.folder)
     if is_finished(cell.folder, cell.plan):
         log.info("%s: finished already", title)
         return CellResult(cell=cell, code=0)
@@ -142,6 +143,19 @@ def _run_cell(recipe: Path, cell: Cell, title: str, flags: Sequence[str]) -> Cel
     message = _end_of(path, begin)
     log.error("%s: failed with exit code %d\n%s", title, code, message)
     return CellResult(cell=cell, code=code, message=message, seconds=seconds)
+
+
+def _wait_for_others(folder: Path) -> None:
+    """Let a run end that a killed sweep has left behind: what it does need not be done again."""
+    if not folder.exists():
+        return
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("a process is running in %s; waiting until it is done", folder)
+        lock.acquire()
+    lock.release()
 
 
 def _processes(flags: Sequence[str]) -> int:

@@ -27,13 +27,14 @@ from kdfw.types import Qrels
 
 COSTS = {
     "queries_per_second": ("queries/s", -1.0),
+    "items_per_second": ("items/s", -1.0),
     "parameters": ("parameters", 1.0),
     "teacher_pairs": ("teacher pairs", 1.0),
     "teacher_seconds": ("teacher s", 1.0),
     "making_seconds": ("making s", 1.0),
 }
 """Fact -> (how it is shown, 1 when less is better)."""
-FACTS = (*COSTS, "megabytes", "passages_per_second", "items_per_second", "setting", "depth", "judged@10", "seed")
+FACTS = (*COSTS, "megabytes", "passages_per_second", "setting", "depth", "judged@10", "seed")
 Seeds = Sequence[Mapping[str, Any]]
 """Query -> value (or row) of one measure, for each seed of a system."""
 

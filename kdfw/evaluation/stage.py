@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -413,7 +414,7 @@ class Evaluate(Stage):
                 "measures": list(measures),
                 "baseline": baseline,
                 "systems": {
-                    name: {"measures": system.means, "against_baseline": compared[name], **system.facts}
+                    name: _finite({"measures": system.means, "against_baseline": compared[name], **system.facts})
                     for name, system in found.items()
                 },
                 "order": list(found),
@@ -421,7 +422,7 @@ class Evaluate(Stage):
                 **({"benchmark": dataclasses.asdict(convention)} if convention is not None else {}),
             },
         )
-        context.summary({name: system.means for name, system in found.items()})
+        context.summary({name: _finite(system.means) for name, system in found.items()})
 
 
 def size_of(model: Model) -> dict[str, Any]:
@@ -439,6 +440,13 @@ def _is_target(context: StageContext, name: str) -> bool:
         return bool(getattr(context, "target")(name).kind != "retriever")  # noqa: B009
     except (AttributeError, ConfigError, KeyError):
         return False
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for what is no number (a correlation of scores that are all the same): JSON has none."""
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _first_stage(candidates: str, split: str) -> str:

@@ -112,3 +112,20 @@ def test_sentence_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     expected = 100 * spearmanr(scores, [pair[0] for pair in pairs]).statistic
     assert result["systems"]["small"]["measures"]["spearman"] == pytest.approx(expected)
     assert result["queries"] == 4 and result["order"] == ["small", "cross"]
+
+
+def test_a_correlation_that_is_not_defined_is_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdfw.engine.api import run
+    from kdfw.evaluation.compare import compare_runs
+
+    monkeypatch.setattr("kdfw.engine.run.write_report", lambda out: None)
+    (tmp_path / "pairs.tsv").write_text("3\twater\tstone\n3\tlight\tengine\n3\tcache\tindex\n")
+    data = f"{{type: tsv-pairs, files: {{test: {tmp_path / 'pairs.tsv'}}}}}"
+    stages = "  - {name: test, type: evaluate, models: [small, cross], measures: [spearman]}\n"
+    run(write_recipe(tmp_path, stages, data), out=tmp_path / "out", cache=tmp_path / "cache")
+    text = (next((tmp_path / "out").glob("stages/*test")) / "measures.json").read_text()
+    assert "NaN" not in text  # gold is the same everywhere
+    assert json.loads(text)["systems"]["small"]["measures"] == {"spearman": None}
+    (result,) = compare_runs([tmp_path / "out"], measures=["spearman"])
+    assert result["systems"]["small"]["measures"]["spearman"]["mean"] is None
+    assert result["pareto"] == {}
