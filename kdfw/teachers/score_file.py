@@ -23,6 +23,8 @@ class ScoreFile(Teacher):
         path: the file, plain or gzip
         layout: `tsv` (qid pid score), `margin` (positive_score negative_score qid positive_id negative_id), `jsonl`
             (score lists), `trec` (a run file), or `auto`: told by the first line
+        hold: `probabilities` become their logits, the scale of the scores that losses compare; 0 and 1 are taken for
+            1e-7 from the end
     """
 
     made_texts: ClassVar[bool] = False
@@ -33,15 +35,17 @@ class ScoreFile(Teacher):
         *,
         path: Path,
         layout: Literal["auto", "tsv", "margin", "jsonl", "trec"] = "auto",
+        hold: Literal["scores", "probabilities"] = "scores",
     ) -> None:
         self.path = path
         self.layout = layout
+        self.hold = hold
         self._scores: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def fingerprint(self) -> str:
         if not self.path.is_file():
             raise DataError(f"{self.path}: no such score file; paths are relative to where kdfw runs")
-        return fingerprint(["score-file", self.layout, file_digest(self.path)])
+        return fingerprint(["score-file", self.layout, self.hold, file_digest(self.path)])
 
     def load(self, context: StageContext | None = None) -> None:
         """Read the file: 12 bytes a pair stay in memory, beside the ids."""
@@ -54,7 +58,17 @@ class ScoreFile(Teacher):
             row = found.scores.pop(query)
             ids = np.asarray([passage.encode() for passage in row], dtype="S")
             order = np.argsort(ids)
-            self._scores[query] = ids[order], np.fromiter(row.values(), dtype=np.float32, count=len(row))[order]
+            scores = np.fromiter(row.values(), dtype=np.float64, count=len(row))[order]
+            if self.hold == "probabilities":
+                scores = self._logits(query, scores)
+            self._scores[query] = ids[order], scores.astype(np.float32)
+
+    def _logits(self, query: str, probabilities: np.ndarray) -> np.ndarray:
+        if (probabilities < 0).any() or (probabilities > 1).any():
+            raise DataError(f"{self.path}: query {query!r} has a score outside [0, 1]; write `hold: scores`")
+        inside = probabilities.clip(1e-7, 1 - 1e-7)
+        logits: np.ndarray = np.log(inside / (1 - inside))
+        return logits
 
     def score(
         self, query: Sequence[str], passages: Sequence[Sequence[str]], ids: Sequence[tuple[str, Sequence[str]]]

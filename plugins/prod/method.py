@@ -78,6 +78,8 @@ class Prod(Method):
         batch_negatives: of each query in the in-batch stages
         positives_choice: which of a query's positives it trains on; the released code takes the first
         stored: a list teacher scores its candidates once, in a stage; false: in every step, as the released code does
+        on_missing: a candidate that a stored teacher has no score for (a score file): stop, or leave it out of the
+            distillation
         distance: kl, or the ablation logit: 0.5 * mean squared difference of scores
         temperature: tau of the teacher's term; a number or a schedule (`{type: ctkd}`)
         reg_temperature: tau of the frozen copy's term; default: `temperature`, or 4 where that is a schedule
@@ -110,6 +112,7 @@ class Prod(Method):
         batch_negatives: Annotated[int, Field(ge=0)] = 1,
         positives_choice: Literal["first", "random"] = "first",
         stored: bool = True,
+        on_missing: Literal["error", "mask"] = "error",
         distance: Distance = "kl",
         temperature: Annotated[float, Field(gt=0)] | str | dict[str, Any] = 4.0,
         reg_temperature: Annotated[float | None, Field(gt=0)] = None,
@@ -147,6 +150,7 @@ class Prod(Method):
         self.batch_negatives = batch_negatives
         self.positives_choice = positives_choice
         self.stored = stored
+        self.on_missing = on_missing
         self.distance: Distance = distance
         self.temperature: Temperature = temperature
         if reg_temperature is None:
@@ -284,7 +288,8 @@ class Prod(Method):
         return self._train(name, model, self._draws(of, "list"), losses, _TEACHER, *given)
 
     def _score(self, name: str, teacher: str, of: str) -> Stage:
-        return {"name": name, "type": "score", "teacher": teacher, "of": [of], "split": self.split}
+        return {"name": name, "type": "score", "teacher": teacher, "of": [of], "split": self.split,
+                "on_missing": self.on_missing}  # fmt: skip
 
     def _train(
         self,

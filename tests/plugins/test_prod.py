@@ -261,6 +261,9 @@ def test_without_a_warm_up_everything_starts_from_what_is_given() -> None:
     assert stages["refresh-1"]["retriever"] == {"type": "dense", "model": "warm"}
     assert stages["refresh-2"]["retriever"]["model"] == "distil-1" and stages["scores-2"]["teacher"] == "rank"
     assert stages["result"]["models"] == ["warm", "round-1"]
+    assert stages["scores-2"]["on_missing"] == "error"
+    files = by_name(teachers, on_missing="mask")
+    assert files["scores-2"]["on_missing"] == files["ranked-1"]["on_missing"] == "mask"
 
 
 def test_rounds_may_train_the_teacher_on() -> None:

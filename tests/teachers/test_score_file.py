@@ -47,6 +47,17 @@ def test_every_layout_gives_the_same_scores(tmp_path: Path, layout: str, named: 
     assert ask(teacher, ("q1", [])) == [[]]
 
 
+def test_probabilities_become_logits(tmp_path: Path) -> None:
+    path = tmp_path / "scores.tsv"
+    path.write_text("q1\tp1\t0.75\nq1\tp2\t0.5\nq1\tp3\t1\n")
+    (found,) = ask(loaded(path, hold="probabilities"), ("q1", ["p1", "p2", "p3"]))
+    assert found == pytest.approx([np.log(3), 0.0, np.log(1e7)], rel=1e-5)
+    assert ScoreFile(path=path).fingerprint() != ScoreFile(path=path, hold="probabilities").fingerprint()
+    path.write_text("q1\tp1\t1.5\n")
+    with pytest.raises(DataError, match=r"query 'q1' has a score outside \[0, 1\]; write `hold: scores`"):
+        loaded(path, hold="probabilities")
+
+
 def test_the_fingerprint_is_that_of_the_bytes(tmp_path: Path) -> None:
     path, copy = tmp_path / "a.tsv", tmp_path / "b.tsv"
     path.write_text(LAYOUTS["tsv"])
