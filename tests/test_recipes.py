@@ -107,7 +107,7 @@ def write_ranking(root: Path, cache: Path) -> None:
 
 
 def write_graded(folder: Path, rng: random.Random) -> None:
-    """The files of a graded track of two years: BM25's lists, triples with a teacher's scores, grades 0 to 3."""
+    """The files of a graded track of two years: BM25's lists, a teacher's probabilities, grades 0 to 3."""
     write_packed(folder / "collection.tsv.gz", [f"{row}\t{' '.join(sentence(rng))}" for row in range(40)])
     for year in (19, 20):
         queries = [f"{year}{number}" for number in range(6)]
@@ -115,11 +115,8 @@ def write_graded(folder: Path, rng: random.Random) -> None:
         write_lines(folder / f"queries.dl{year}.tsv", [f"{query}\t{' '.join(sentence(rng))}" for query in queries])
         judged = [f"{query} 0 {row} {grade}" for query, rows in grades.items() for row, grade in rows.items()]
         write_lines(folder / f"qrels.dl{year}.trec", judged)
-        best = {query: max(rows, key=lambda row: rows[row]) for query, rows in grades.items()}
-        pairs = [(query, best[query], row) for query in queries for row in range(40) if row not in grades[query]]
-        write_packed(folder / f"qidpidtriples.dl{year}.tsv.gz", ["\t".join(map(str, pair)) for pair in pairs])
-        scored = [f"5.5\t{-row}\t{query}\t{good}\t{row}" for query, good, row in pairs]
-        write_packed(folder / "teacher" / f"margin-mse.dl{year}.pos_neg_scores_ids.tsv.gz", scored)
+        scored = [f"{query}\t{row}\t{row / 40}" for query in queries for row in range(40)]
+        write_packed(folder / "teacher" / f"bert-cross-encoder.bm25-candidates.dl{year}.tsv.gz", scored)
         run = [f"{query} Q0 {row} {row + 1} {-row} bm25" for query in queries for row in range(20)]
         write_packed(folder / "runs" / f"bm25.dl{year}.trec.gz", run)
 
