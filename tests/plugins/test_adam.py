@@ -85,6 +85,14 @@ def test_the_weighting_does_to_kl_what_the_loss_does() -> None:
     assert torch.allclose(got, value(student, teacher, start=0.05, end=0.05))
 
 
+@pytest.mark.parametrize("unselected", ["skip", "plain"])
+def test_no_gradient_reaches_the_teacher(unselected: str) -> None:
+    student, teacher = scores(1).requires_grad_(), scores(2).requires_grad_()
+    total = value(student, teacher, start=0.1, end=0.1, unselected=unselected)
+    ours, theirs = torch.autograd.grad(total, [student, teacher], allow_unused=True)
+    assert theirs is None and float(ours.abs().sum()) > 0
+
+
 class Witness(Weighting):
     """Equal weights; keeps the mask it was shown."""
 
@@ -186,6 +194,12 @@ def test_dark_examples_never_enter_the_contrastive_term(in_batch: bool) -> None:
 
 tokens = st.lists(st.integers(0, 50), min_size=1, max_size=30)
 shares = st.floats(0.01, 0.99)
+
+
+@given(st.integers(1, 200), shares, shares)
+def test_a_larger_share_masks_no_fewer_tokens(total: int, first: float, second: float) -> None:
+    assert count_of(min(first, second), total) <= count_of(max(first, second), total)
+    assert 1 <= count_of(first, total) <= total
 
 
 @settings(max_examples=60, deadline=None)
