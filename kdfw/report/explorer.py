@@ -14,9 +14,9 @@ from kdfw.report.results import system_before, teacher_systems, trained_systems
 from kdfw.report.tables import Cell, search_box, table
 
 MAX_ROWS = 1500
-"""Rows of the table of all queries; of more those with the greatest gains and losses."""
+"""Rows of the tables of all queries in a report; of more those with the greatest gains and losses."""
 MAX_CHARACTERS = 2_500_000
-"""Of the explorer. What changed least is left out beyond it, so that a report can be sent by mail."""
+"""Of the explorers of a report. What changed least is left out beyond it, so that a report can be sent by mail."""
 EQUAL = 1e-9
 
 
@@ -30,8 +30,13 @@ class Order:
     values: Mapping[str, float]
 
 
-def queries(run: RunView) -> Iterator[Child]:
-    """Of every evaluation: gains by query as charts, the explorer, and all queries as a table."""
+def queries(run: RunView, runs: int = 1) -> Iterator[Child]:
+    """Of every evaluation: gains by query as charts, the explorer, and all queries as a table.
+
+    Args:
+        runs: how many runs share the report; they and their evaluations get equal parts of its room.
+    """
+    parts = max(1, runs * len(run.evaluations))
     for stage in run.evaluations:
         found = stage.evaluation
         assert found is not None
@@ -47,9 +52,9 @@ def queries(run: RunView) -> Iterator[Child]:
         against = list(dict.fromkeys([found.baseline, *teachers, system_before(run, subject)]))
         orders = list(_orders(found, subject, [each for each in against if each in found.per_query], name))
         default = [*teachers, subject, found.baseline]
-        yield _explorer(stage, found, name, orders, default)
+        yield _explorer(stage, found, name, orders, default, MAX_CHARACTERS // parts)
         if name and subject != found.baseline:
-            yield _query_table(stage, found, subject, name)
+            yield _query_table(stage, found, subject, name, MAX_ROWS // parts)
 
 
 def _measure_by_item(found: Evaluation, subject: str) -> str:
@@ -97,14 +102,15 @@ def _orders(found: Evaluation, subject: str, against: Sequence[str], name: str) 
 # ---------------------------------------------------------------- the explorer
 
 
-def _explorer(stage: StageView, found: Evaluation, name: str, orders: Sequence[Order], default: Sequence[str]) -> Child:
+def _explorer(
+    stage: StageView, found: Evaluation, name: str, orders: Sequence[Order], default: Sequence[str], room: int
+) -> Child:
     examples = {str(row.get("query")): row for row in stage.examples}
     if not examples:
         return element("p", "No texts were kept with this evaluation; run it again to have them.", class_="note")
     first = orders[0].values if orders else {}
     ranked = sorted(examples, key=lambda query: -abs(first.get(query, 0.0)))
     items: list[Markup] = []
-    room = MAX_CHARACTERS
     for query in ranked:
         item = _item(query, examples[query], found, name, orders, default)
         room -= len(item)
@@ -236,12 +242,12 @@ def _answers(row: Mapping[str, Any]) -> list[Child]:
 # ---------------------------------------------------------------- all queries
 
 
-def _query_table(stage: StageView, found: Evaluation, subject: str, name: str) -> Markup:
+def _query_table(stage: StageView, found: Evaluation, subject: str, name: str, room: int) -> Markup:
     ranked = gains(found, subject, name)
     kept = ranked
     caption = f"{name} by query, sorted by the gain of {subject} over {found.baseline}."
-    if len(ranked) > MAX_ROWS:
-        half = MAX_ROWS // 2
+    if len(ranked) > room:
+        half = max(1, room // 2)
         kept = ranked[:half] + ranked[-half:]
         caption += (
             f" Of {len(ranked):,} queries the {half} with the greatest gains and the {half} with the greatest losses."

@@ -114,25 +114,25 @@ def _footer() -> Markup:
 
 def _main(runs: Sequence[RunView]) -> Iterator[Child]:
     if len(runs) == 1:
-        yield from _run_sections(runs[0], "")
+        yield from _run_sections(runs[0], "", 1)
         return
     made = _guarded("the comparison", lambda: join(side_by_side(runs)))
     charts = _guarded("the losses", lambda: element("div", list(losses_of(runs)), class_="charts"))
     yield element("section", element("h2", "Side by side"), made, charts, id="comparison")
     for number, run in enumerate(runs, start=1):
-        parts = list(_run_sections(run, f"run-{number}-"))
+        parts = list(_run_sections(run, f"run-{number}-", len(runs)))
         yield element("section", element("h2", run.name, class_="run"), _chips(run), parts, id=f"run-{number}")
 
 
-def _run_sections(run: RunView, prefix: str) -> Iterator[Child]:
+def _run_sections(run: RunView, prefix: str, runs: int) -> Iterator[Child]:
     if run.notes:
         items = [element("li", note) for note in run.notes[:20]]
         yield element(
             "aside", element("p", "Some files of this run could not be read:"), element("ul", items), class_="warn"
         )
     parts: dict[str, Callable[[RunView], Child]] = {
-        "results": results, "plan": _plan, "training": training, "teaching": teaching, "queries": queries,
-        "setup": _setup,
+        "results": results, "plan": _plan, "training": training, "teaching": teaching,
+        "queries": partial(queries, runs=runs), "setup": _setup,
     }  # fmt: skip
     for key, build in parts.items():
         content = join([_guarded(SECTIONS[key].lower(), partial(_built, build, run))])

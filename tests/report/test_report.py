@@ -325,6 +325,8 @@ def test_an_explorer_that_would_be_too_large_leaves_out_what_changed_least(tmp_p
     expected = sorted((abs(gain) for gain in every), reverse=True)[: len(kept)]
     assert 20 < len(kept) < 200 and [abs(gain) for gain in kept] == pytest.approx(expected, rel=1e-5)
     assert f"{len(kept)} of 200: the best and the worst" in page.text()
+    several = write_report(*[folder] * 4, out=tmp_path / "several.html")  # share the room
+    assert several is not None and several.stat().st_size < MAX_CHARACTERS + 2_500_000
 
 
 def test_an_older_run_without_texts_says_so(tmp_path: Path) -> None:
