@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,6 +58,9 @@ def sweep(
         processes: of each run.
     Raises: ConfigError with every fault of every cell before anything runs; KeyboardInterrupt after a clean stop.
     """
+    if "WORLD_SIZE" in os.environ:
+        fix = "start it once, without a launcher; --processes N is for each of its runs"
+        raise ConfigError(Problem(where="sweep", found="one of several processes", fix=fix))
     path = find_recipe(recipe)
     out, cells = cells_of(path, settings, axes_of(grid), seeds, out)
     _check_baseline(cells, baseline)

@@ -251,8 +251,12 @@ def _means(result: Mapping[str, Any], style: Style) -> str:
             spread = f" ± {number(measure, entry['spread'])}" if "spread" in entry else ""
             low, high = number(measure, entry["low"]), number(measure, entry["high"])
             cells.append(f"{number(measure, entry['mean'])}{spread}{star} [{low}, {high}]")
+        judged = system.get("judged@10")
+        cells += [system.get("setting", ""), str(system.get("depth", "")), "" if judged is None else f"{judged:.0%}"]
         rows.append(cells)
-    return grid(["system", *result["measures"]], rows, style)
+    head = ["system", *result["measures"], "setting", "depth", "judged@10"]
+    keep = [column for column in range(len(head)) if column == 0 or any(row[column] for row in rows)]
+    return grid([head[column] for column in keep], [[row[column] for column in keep] for row in rows], style)
 
 
 def _tests(result: Mapping[str, Any], style: Style) -> str:

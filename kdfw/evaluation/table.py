@@ -144,6 +144,7 @@ _LATEX: dict[str, Any] = {c: "\\" + c for c in "&%$#_{}"} | {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
+    "<": "$<$",
 }
 
 

@@ -118,6 +118,12 @@ def test_the_whole_grid_is_checked_before_anything_runs(root: Path, tmp_path: Pa
         assert message in capsys.readouterr().err and not out.exists()
 
 
+def test_a_sweep_is_started_once(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["sweep", str(root / "plain.yaml"), "--seeds", "2"]) == 2
+    assert "--processes N is for each of its runs" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- running
 
 
