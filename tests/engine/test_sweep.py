@@ -47,6 +47,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_beir(folder / "beir", queries=40)
     for name, dev in (("plain", ""), ("chosen", "dev: dev")):
         (folder / f"{name}.yaml").write_text(RECIPE.format(root=folder, dev=dev))
+    on_dev = "  - {name: tune, type: evaluate, models: [distill], split: dev, measures: [RR@10]}\n"
+    (folder / "tuned.yaml").write_text(RECIPE.format(root=folder, dev="") + on_dev)
     return folder
 
 
@@ -208,6 +210,21 @@ def test_values_are_chosen_on_dev_and_the_table_says_its_split(
     assert choice["best"] == max(values, key=values.__getitem__)
     text = capsys.readouterr().out
     assert "chosen on dev" in text and f"dev split): {choice['best']}" in text and "measured on split test" in text
+
+
+def test_an_evaluation_of_dev_chooses_too(
+    sweep: Callable[..., int], started: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep("--grid", "stages.distill.train.lr=1e-9,3e-2", recipe="tuned") == 0
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    values = {group: entry["mean"] for group, entry in found["choice"]["values"].items()}
+    for group, value in values.items():
+        (stage,) = (tmp_path / "out" / group).glob("stages/*-tune")
+        result = json.loads((stage / "measures.json").read_text())
+        assert result["systems"]["distill"]["measures"]["RR@10"] == value
+    assert found["choice"]["best"] == max(values, key=values.__getitem__)
+    assert [comparison["measured_on"] for comparison in found["comparisons"]] == ["split test", "split dev"]
+    assert "distill in stage tune on split dev" in capsys.readouterr().out
 
 
 def test_the_python_road(root: Path, started: list[str], tmp_path: Path) -> None:

@@ -223,6 +223,28 @@ def test_images_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert images is not None and images[:, 0, 0, 0].tolist() == [0, 100, 200]
 
 
+def test_pairs_and_translations_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    tables = {
+        "mteb/sts12-sts": {"sentence1": ["a b", "c"], "sentence2": ["a", "d"], "score": [4.5, 0.0]},
+        "bentrevett/multi30k": {"de": ["ein Hund"], "en": ["a dog"]},
+    }
+
+    def load(path: str, config: str | None, split: str, revision: str | None) -> Any:
+        assert (config, split, revision) == (None, "test", None)
+        return datasets.Dataset.from_dict(tables[path])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    pairs = BenchmarkData(name="STS12").open(tmp_path / "cache")
+    assert isinstance(pairs, PairData) and pairs.convention is not None
+    gold = pairs.splits["sts/STS12"].gold
+    assert gold is not None and gold.tolist() == [4.5, 0.0] and pairs.convention.differs == "2 of 3,108 items"
+    lines = BenchmarkData(name="multi30k/de-en").open(tmp_path / "cache")
+    assert isinstance(lines, ParallelData)
+    part = lines.splits["multi30k/de-en"]
+    assert (part.source.text(0), part.target.text(0)) == ("ein Hund", "a dog")
+
+
 def test_what_cannot_be_downloaded_is_said_before_the_first_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
