@@ -41,9 +41,15 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def clear_leftovers(folder: Path, *, below: bool = True) -> None:
-    """Remove what `replacing` left in a folder (and below it) when it was killed. Nobody may be writing there."""
+    """Remove what `replacing` left in a folder (and below it) when it was killed, folders that were being made too.
+
+    Nobody may be writing there.
+    """
     for path in list(folder.rglob(".*.tmp") if below else folder.glob(".*.tmp")):
-        path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
