@@ -248,6 +248,8 @@ class Model(Component, nn.Module):
     provides: ClassVar[frozenset[str]] = frozenset({"logits"})
     """Names of the signals it can give."""
     tasks: ClassVar[frozenset[str]] = frozenset({"ranking"})
+    reads: ClassVar[frozenset[str]] = frozenset({"text", "image"})
+    """What its inputs may be."""
     local_signals: ClassVar[bool] = False
     """True: signals are too large to gather (a vocabulary per token), so each share is turned into signals and losses
     on its own; losses with `Needs.whole_batch` are refused."""
@@ -379,7 +381,9 @@ class Dataset(Component):
     """Data of one task in some layout. `open` ingests it once into memory-mapped columns in the cache."""
 
     task: ClassVar[str] = "ranking"
-    trains: ClassVar[bool] = True
+    holds: ClassVar[frozenset[str]] = frozenset({"text"})
+    """Of `text` and `image`: what a model must read to serve it."""
+    trains: bool = True
     """False for a test set: models are made for the data they are trained on, and the test set is `fitted` to that."""
 
     @property
@@ -457,6 +461,9 @@ class Augmenter(Component):
 
 class Retriever(Component):
     """First-stage search."""
+
+    reads: frozenset[str] = frozenset({"text", "image"})
+    """Of `text` and `image`: what queries and passages may be."""
 
     def fingerprint_parts(self) -> Mapping[str, Any]:
         """What results depend on beside options, models and data (library version), for the fingerprint."""

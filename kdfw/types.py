@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 Qrels = dict[str, dict[str, int]]
@@ -49,9 +50,24 @@ class TextSource(Protocol):
         ...
 
 
+class ImageSource(TextSource, Protocol):
+    """An ordered column of images. The text of a row names the image and holds a hash of its pixels."""
+
+    mean: Sequence[float]
+    """(channels,) of values in [0, 1], over the training images."""
+    std: Sequence[float]
+
+    def image(self, row: int) -> np.ndarray:
+        """(height, width, channels) uint8; all of one size."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One text of a batch: a row of a stored source, or a text made on the fly (`source` None, `made` the text)."""
+    """One text of a batch: a row of a stored source, or a text made on the fly (`source` None, `made` the text).
+
+    Where the source is an `ImageSource` the row is an image, which a model that reads images takes from there.
+    """
 
     source: TextSource | None
     row: int = -1

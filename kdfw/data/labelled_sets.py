@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from kdfw.amounts import Amount, Sizes
+from kdfw.data.image_table import MAX_IMAGE_BYTES
 from kdfw.data.ingest import IngestedDataset, carve, known_split, read_strings, split_names, write_strings
 from kdfw.data.lines import BadLines, Fields, open_bytes, read_json, read_lines, show
 from kdfw.data.ranking_sets import DevShare, Name, Skip
@@ -26,8 +27,6 @@ from kdfw.data.sizes import lines_in
 from kdfw.data.store import missing_file, open_zip
 from kdfw.data.table import TextTable, TextTableWriter, id_fault
 from kdfw.errors import DataError, MissingDependencyError
-
-_MAX_IMAGE_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +290,7 @@ class Images(IngestedDataset):
 
     task: ClassVar[str] = "classification"
     layout: ClassVar[str] = "images"
+    holds: ClassVar[frozenset[str]] = frozenset({"image"})
 
     def __init__(
         self,
@@ -460,7 +460,7 @@ class Images(IngestedDataset):
 
                 def read(entry: zipfile.ZipInfo = entry) -> bytes:
                     # entries are read into memory, never extracted: a name cannot lead outside
-                    if entry.file_size > _MAX_IMAGE_BYTES:
+                    if entry.file_size > MAX_IMAGE_BYTES:
                         raise DataError(f"{entry.file_size} bytes unpacked")
                     return archive.read(entry)
 

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from kdfw.amounts import UNREAD, Amount, Sizes, unknown
+from kdfw.data.image_table import open_table
 from kdfw.data.ingest import (
     IngestedDataset,
     StoredQrels,
@@ -129,7 +130,7 @@ class RankingBuilder:
 
     def queries(self, name: str) -> TextTable:
         entry = self.splits[name]
-        table = TextTable(self.folder / entry["table"])
+        table = open_table(self.folder / entry["table"])
         return table.select(np.load(self.folder / f"rows.{entry['number']}.npy")) if entry["view"] else table
 
     def warn_unknown(self, corpus: TextTable) -> None:
@@ -191,7 +192,7 @@ def load_ranking(
     queries: dict[str, TextTable] = {}
     for split, entry in content["splits"].items():
         if entry["table"] not in tables:
-            tables[entry["table"]] = TextTable(folder / entry["table"])
+            tables[entry["table"]] = open_table(folder / entry["table"])
         table = tables[entry["table"]]
         if entry["view"]:
             table = table.select(np.load(folder / f"rows.{entry['number']}.npy", allow_pickle=False))
@@ -210,7 +211,7 @@ def load_ranking(
     return RankingData(
         name=name,
         fingerprint=fingerprint,
-        corpus=TextTable(folder / "corpus"),
+        corpus=open_table(folder / "corpus"),
         queries=queries,
         qrels=qrels,
         rankings=load_rankings(folder, content["rankings"]),

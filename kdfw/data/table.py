@@ -52,7 +52,7 @@ class TextTable:
         return f"<TextTable of {len(self):,} texts in {self.folder}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.folder, self._rows)
+        return _reopen, (type(self), self.folder, self._rows)
 
     @property
     def base(self) -> TextTable:
@@ -136,8 +136,8 @@ class TextTable:
             raise IndexError(f"rows 0 to {len(self) - 1} exist; asked for {chosen.min()} to {chosen.max()}")
         if len(np.unique(chosen)) != len(chosen):
             raise ValueError("a view cannot hold a row twice")
-        view = object.__new__(TextTable)
-        view.folder, view._files, view._base, view._view_index = self.folder, self._files, self._base, None
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__, _view_index=None)
         view._rows = chosen if self._rows is None else self._rows[chosen]
         digest = hashlib.blake2b(self._base.fingerprint.encode(), digest_size=16)
         digest.update(view._rows.tobytes())
@@ -172,8 +172,8 @@ class TextTable:
         return cls(build_folder(folder, build))
 
 
-def _reopen(folder: Path, rows: np.ndarray | None) -> TextTable:
-    table = TextTable(folder)
+def _reopen(kind: type[TextTable], folder: Path, rows: np.ndarray | None) -> TextTable:
+    table = kind(folder)
     return table if rows is None else table.select(rows)
 
 

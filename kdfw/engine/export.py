@@ -175,7 +175,7 @@ def _readme(model: Model, written: Sequence[Written], worst: Agreement, *, has_t
 Compared with the original on {worst.rows} rows in {worst.batches} batches: the largest difference is
 {worst.largest_difference:.2g}. Sizes in words may be any. `{ONNX_FACTS}` has the options of the model.
 
-How to run it (`folder` is this folder{_GIVEN[written[0].group]}):
+How to run it (`folder` is this folder):
 
 ```python
 {_TOKENIZED if has_tokenizer else _PLAIN}
@@ -184,14 +184,6 @@ How to run it (`folder` is this folder{_GIVEN[written[0].group]}):
 """
 
 
-_GIVEN = {
-    "image": "; `images` is an array of bytes: rows x height x width x channels",
-    "text": "; `texts` is a list of texts",
-    "translation": "; `texts` is a list of texts",
-    "pair": "; `queries` and `passages` are lists of texts",
-    "query": "; `queries` and `passages` are lists of texts",
-    "passage": "; `queries` and `passages` are lists of texts",
-}
 _PLAIN = """\
 import numpy as np
 import onnxruntime

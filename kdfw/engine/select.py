@@ -81,9 +81,8 @@ class Select(Stage):
                 found = f"{self.of[number]!r} and {self.of[0]!r} are not the same model under `models:`"
                 fix = "choose among models of one definition, and write a stage for each"
                 yield plan.problem("of", number, found=found, fix=fix)
-            elif plan.task not in model.tasks:
-                fix = f"it serves: {', '.join(sorted(model.tasks))}"
-                yield plan.problem("of", number, found=f"a model that does not serve the task {plan.task}", fix=fix)
+            elif (unfit := plan.unfit(model)) is not None:
+                yield plan.problem("of", number, found=f"a model that {unfit[0]}", fix=unfit[1])
         yield from check_dev(plan, "split", self.split, ("measure", self.measure), self.candidates, self.of[0])
 
     def estimate(self, plan: PlanView) -> Workload:

@@ -190,11 +190,10 @@ class Train(Stage):
                 found = f"an augmenter that does not serve the task {plan.task}"
                 yield plan.problem("augment", number, found=found, fix=fix)
         for name, reference in trained.items():
-            model = plan.model(reference)
-            if isinstance(model, Model) and plan.task not in model.tasks:
+            unfit = plan.unfit(plan.model(reference))
+            if unfit is not None:
                 key = ("student",) if name == STUDENT else ("also_train", name)
-                fix = f"it serves: {', '.join(sorted(model.tasks))}"
-                yield plan.problem(*key, found=f"a model that does not serve the task {plan.task}", fix=fix)
+                yield plan.problem(*key, found=f"a model that {unfit[0]}", fix=unfit[1])
         for name in self.also_train:
             if name in (STUDENT, "losses") or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
                 fix = f"letters, digits, '_' and '-', not {STUDENT!r} or 'losses': it names files"
@@ -281,10 +280,9 @@ class Train(Stage):
             if stored and plan.task == "pairs" and split != self.split:
                 found = f"scores of the split {split!r} ({reference!r})"
                 yield plan.problem("teachers", number, found=found, fix=f"this stage trains on {self.split!r}")
-            if isinstance(model, Model) and plan.task not in model.tasks:
-                fix = f"it serves: {', '.join(sorted(model.tasks))}"
-                found = f"a teacher that does not serve the task {plan.task}"
-                yield plan.problem("teachers", number, found=found, fix=fix)
+            unfit = plan.unfit(model)
+            if unfit is not None:
+                yield plan.problem("teachers", number, found=f"a teacher that {unfit[0]}", fix=unfit[1])
 
     def estimate(self, plan: PlanView) -> Workload:
         """Steps, examples, and what the student, and teachers that are asked while it trains, have to read."""

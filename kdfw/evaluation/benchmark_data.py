@@ -35,7 +35,7 @@ class BenchmarkData(Dataset):
     them; else they are fetched by ir_datasets or datasets. `kdfw.evaluation.benchmarks.names()` lists the names.
     """
 
-    trains: ClassVar[bool] = False
+    trains = False
 
     def __init__(
         self,

@@ -119,6 +119,7 @@ class Evaluate(Stage):
     def check(self, plan: Any) -> Iterator[Problem]:
         from kdfw.evaluation.measures import parse_measures
         from kdfw.evaluation.tasks import MEASURES
+        from kdfw.retrieval import RETRIEVERS
 
         if plan.splits and self.split not in plan.splits:
             yield plan.problem("split", found=f"no split {self.split!r}", fix=f"known: {', '.join(plan.splits)}")
@@ -139,12 +140,13 @@ class Evaluate(Stage):
                 fix = f"this stage measures {self.split!r}"
                 yield plan.problem("against", found=f"scores of the split {split!r} ({name!r})", fix=fix)
         for name in self.systems:
-            model = plan.model(name)
-            if plan.target(name).kind == "retriever" and plan.task != "ranking":
+            search = RETRIEVERS[name]() if plan.target(name).kind == "retriever" else None
+            unfit = plan.unfit(search or plan.model(name))
+            if search is not None and plan.task != "ranking":
                 yield plan.problem("against", found=f"{name!r} searches passages", fix=f"the data are {plan.task}")
-            elif isinstance(model, Model) and plan.task not in model.tasks:
-                found = f"{name!r} does not do {plan.task}"
-                yield plan.problem("models", found=found, fix=f"it does: {', '.join(sorted(model.tasks))}")
+            elif unfit is not None:
+                key = "models" if name in self.models else "against"
+                yield plan.problem(key, found=f"{name!r} {unfit[0]}", fix=unfit[1])
         if self.candidates is not None and self.data is not None:
             of = getattr(plan.stage_of(self.candidates), "data", self.data)
             if of != self.data:

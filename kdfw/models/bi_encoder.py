@@ -209,6 +209,7 @@ class BiEncoder(TextModel):
         names = ("model", "model") if self.towers == "shared" else ("query", "passage")
         query, passage = prefixed(self.query_prefix, "queries"), prefixed(self.passage_prefix, "passages")
         return f"""\
+# queries, passages: lists of texts
 (query,) = run("{names[0]}", {query}, max_tokens={self.max_query_tokens})
 (passage,) = run("{names[1]}", {passage}, max_tokens={self.max_passage_tokens})
 scores = {self.scale} * query @ passage.T"""
@@ -241,26 +242,13 @@ scores = {self.scale} * query @ passage.T"""
         return found
 
     def signals(self, reps: Mapping[str, Mapping[str, Tensor]], batch: Batch, need: frozenset[str]) -> Signals:
-        query = restore(reps["query"]["embedding"], texts_of(batch, "query"))
-        passage = restore(reps["passage"]["embedding"], texts_of(batch, "passage"))
-        extra: dict[str, Tensor] = {}
-        if "query_embeddings" in need:
-            extra["query_embeddings"] = query
-        if "passage_embeddings" in need:
-            extra["passage_embeddings"] = passage
-        for side in ("query", "passage"):
-            if f"{side}_hidden" in need:
-                extra[f"{side}_hidden"] = restore(reps[side]["hidden"], texts_of(batch, side))
-        if "batch_logits" in need:
-            extra["batch_logits"] = self.scale * (query @ passage.T)
-        logits = None
-        if batch.candidates is not None:
-            candidates = batch.candidates.to(query.device)
-            if "batch_logits" in extra:
-                logits = extra["batch_logits"].gather(1, candidates)
-            else:
-                logits = self.scale * torch.bmm(by_candidate(passage, candidates), query[:, :, None])[:, :, 0]
-        return Signals(logits=logits, mask=on(batch.mask, query), labels=on(batch.labels, query), extra=extra)
+        found = vector_signals(reps, batch, need, self.scale)
+        hidden = {
+            f"{side}_hidden": restore(reps[side]["hidden"], texts_of(batch, side))
+            for side in ("query", "passage")
+            if f"{side}_hidden" in need
+        }
+        return replace(found, extra={**found.extra, **hidden})
 
 
 _DENSE = "2_Dense"
@@ -269,6 +257,29 @@ _TOWER_FOLDERS = {
     "passage": ("document_0_Transformer", "document_1_Pooling", "document_2_Dense", "document_3_Normalize"),
 }
 _POOLING_FLAGS = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "last": "lasttoken"}
+
+
+def vector_signals(
+    reps: Mapping[str, Mapping[str, Tensor]], batch: Batch, need: frozenset[str], scale: float | Tensor
+) -> Signals:
+    """Signals of a model with one vector a row: `embedding` of the groups `query` and `passage`, their products."""
+    query = restore(reps["query"]["embedding"], texts_of(batch, "query"))
+    passage = restore(reps["passage"]["embedding"], texts_of(batch, "passage"))
+    extra: dict[str, Tensor] = {}
+    if "query_embeddings" in need:
+        extra["query_embeddings"] = query
+    if "passage_embeddings" in need:
+        extra["passage_embeddings"] = passage
+    if "batch_logits" in need:
+        extra["batch_logits"] = scale * (query @ passage.T)
+    logits = None
+    if batch.candidates is not None:
+        candidates = batch.candidates.to(query.device)
+        if "batch_logits" in extra:
+            logits = extra["batch_logits"].gather(1, candidates)
+        else:
+            logits = scale * torch.bmm(by_candidate(passage, candidates), query[:, :, None])[:, :, 0]
+    return Signals(logits=logits, mask=on(batch.mask, query), labels=on(batch.labels, query), extra=extra)
 
 
 def pool(states: Tensor, mask: Tensor | None, how: str) -> Tensor:

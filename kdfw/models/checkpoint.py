@@ -337,9 +337,33 @@ def keep_layers(model: Any, layers: int | str | Sequence[int]) -> None:
 
 
 def image_side(model: Any) -> int:
-    """Height and width of the images a transformers model takes."""
-    size = getattr(model.config, "image_size", 224)
+    """Height and width of the images a transformers model takes, or its image tower."""
+    config = getattr(model.config, "vision_config", model.config)
+    size = getattr(config, "image_size", 224)
     return int(size[0] if isinstance(size, (list, tuple)) else size)
+
+
+def image_normalisation(source: Path | str, revision: str | None) -> dict[str, list[float]]:
+    """`mean` and `std` of each channel that a pretrained image model expects, where its folder says so."""
+    from transformers.utils import cached_file
+
+    try:
+        path = cached_file(str(source), "preprocessor_config.json", revision=revision)
+        found = json.loads(Path(str(path)).read_text(encoding="utf-8"))
+        return {"mean": [float(v) for v in found["image_mean"]], "std": [float(v) for v in found["image_std"]]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def save_normalisation(facts: Mapping[str, Any], side: int, folder: Path) -> None:
+    """`preprocessor_config.json`, with which transformers prepares images as we do."""
+    size = {"height": side, "width": side}
+    normal = {"do_normalize": True, "image_mean": facts["mean"], "image_std": facts["std"]}
+    save_json(
+        folder / "preprocessor_config.json",
+        {"image_processor_type": "ViTImageProcessor", "do_resize": True, "size": size, "resample": 3,
+         "do_rescale": True, "rescale_factor": 1 / 255, **normal},
+    )  # fmt: skip
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:

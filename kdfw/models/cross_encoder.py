@@ -119,6 +119,7 @@ class CrossEncoder(TextModel):
         query, passage = prefixed(self.query_prefix, "queries"), prefixed(self.passage_prefix, "passages")
         cut = f"  # queries keep at most {self.max_query_tokens} tokens" if self.max_query_tokens is not None else ""
         return f"""\
+# queries, passages: lists of texts
 query, passage = {query}, {passage}{cut}
 pairs = [list(side) for side in zip(*((one, other) for one in query for other in passage))]
 (found,) = run("model", *pairs, max_tokens={self.max_pair_tokens}, truncation="{self.truncation}")

@@ -122,6 +122,8 @@ def share_of(lengths: Sequence[np.ndarray], workers: Workers, budget: Budget) ->
 
 def assemble(group: RowGroup, rows: np.ndarray, device: torch.device, pad_id: int = 0) -> MicroBatch:
     """Rows of a group, padded on the right to the longest of them. The mask is None when nothing is padded."""
+    if group.pictures is not None:
+        return MicroBatch(group=group.name, tensor=_to(group.pictures.read(rows), device))
     if group.tensor is not None:
         chosen = group.tensor[torch.from_numpy(rows).to(group.tensor.device)]
         return MicroBatch(group=group.name, tensor=chosen.to(device, non_blocking=True))

@@ -26,6 +26,7 @@ class ImageClassifier(Model):
 
     provides: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
+    reads: ClassVar[frozenset[str]] = frozenset({"image"})
 
     def __init__(
         self,
@@ -124,6 +125,7 @@ class ImageClassifier(Model):
     def usage(self) -> str:
         mean, std = self.facts["mean"], self.facts["std"]
         return f"""\
+# images: bytes, rows x height x width x channels
 classes = {self.classes!r}
 mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in ({mean}, {std}))
 pixels = (images.transpose(0, 3, 1, 2).astype(np.float32) / 255 - mean) / std

@@ -179,6 +179,7 @@ class LateInteraction(TextModel):
         query = prefixed(_prompt(self.query_marker), "queries")
         passage = prefixed(_prompt(self.passage_marker), "passages")
         return f"""\
+# queries, passages: lists of texts
 query, _ = run("query", {query}, max_tokens={self.max_query_tokens}{expand})
 passage, kept = run("passage", {passage}, max_tokens={self.max_passage_tokens})
 similar = np.einsum("qih,pjh->qpij", query, passage)

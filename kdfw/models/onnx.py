@@ -94,7 +94,7 @@ def write_graph(model: Model, graph: Graph, folder: Path) -> Written:
     Raises: ConfigError when the model's code cannot be traced.
     """
     group = _group(model, graph, texts()[:ALONE])
-    inputs = _inputs(assemble(group, np.arange(ALONE), torch.device("cpu"), _pad_id(model)))
+    inputs = _inputs(_micro(group, np.arange(ALONE), model))
     computation = _Computation(model, graph, list(inputs)).eval()
     outputs = graph.finish(model.encode(_micro(group, np.arange(ALONE), model), frozenset({"logits"})))
     path = folder / f"{graph.name}.onnx"
@@ -185,8 +185,9 @@ def _group(model: Model, graph: Graph, sample: Sequence[str]) -> RowGroup:
     inputs: dict[str, Sequence[Text] | Tensor] = {
         "query": made, "passage": other, "text": made, "source": made, "target": other, "image": image,
     }  # fmt: skip
-    if graph.image != (0, 0, 0):
-        inputs[graph.group] = image
+    if graph.image != (0, 0, 0) and graph.group != "image":
+        source: Any = _Pictures(graph.image)
+        inputs[graph.group] = [Text(source=source, row=row) for row in range(len(sample))]
     batch = Batch(
         task="ranking",
         ids=tuple(str(number) for number in range(len(sample))),
@@ -195,6 +196,20 @@ def _group(model: Model, graph: Graph, sample: Sequence[str]) -> RowGroup:
         candidates=torch.arange(len(sample))[:, None],
     )
     return next(group for group in model.rows(batch, frozenset({"logits"})) if group.name == graph.group)
+
+
+class _Pictures:
+    """Images of noise, as a stored source has them."""
+
+    fingerprint = ""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        channels, height, width = shape
+        self.shape = (height, width, channels)
+
+    def image(self, row: int) -> np.ndarray:
+        """(height, width, channels) uint8."""
+        return np.random.default_rng(row).integers(0, 256, size=self.shape, dtype=np.uint8)
 
 
 def _micro(group: RowGroup, rows: np.ndarray, model: Model) -> MicroBatch:

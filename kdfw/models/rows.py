@@ -4,12 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdfw.errors import DataError
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from kdfw.types import Text
+
+PIXELS_PER_TOKEN = 1024
+"""Pixels of an image that count as one token where rows are cut into micro-batches: 32 x 32."""
+
+
+class Pictures:
+    """Images of stored sources, read when a micro-batch is assembled."""
+
+    def __init__(self, texts: Sequence[Text]) -> None:
+        """Raises: DataError when one of the texts is no row of an `ImageSource`."""
+        self.texts = texts
+        other = next((text for text in texts if not is_image(text)), None)
+        if other is not None:
+            raise DataError(f"a text among images: {str(other)[:80]!r}")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """(len(rows), channels, height, width) uint8."""
+        chosen: list[Any] = [self.texts[row] for row in rows]
+        images = [text.source.image(text.row) for text in chosen]
+        return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
+
+    def cost(self) -> int:
+        """Tokens that one of them counts as."""
+        if not self.texts:
+            return 1
+        pixels = int(np.prod(self.read(np.zeros(1, dtype=np.int64)).shape[2:]))
+        return max(1, pixels // PIXELS_PER_TOKEN)
+
+
+def is_image(text: Text) -> bool:
+    """Whether a text is a row of an `ImageSource`."""
+    return getattr(text.source, "image", None) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +68,20 @@ class RowGroup:
     """R arrays of target token ids (translation)."""
     tensor: Tensor | None = None
     """(R, ...) inputs that are not tokens: images, possibly with a graph."""
+    pictures: Pictures | None = None
+    """R stored images."""
     truncated: int = 0
     """How many rows were cut at the length limit, for `kdfw check`."""
 
     def __len__(self) -> int:
+        if self.pictures is not None:
+            return len(self.pictures)
         return len(self.ids) if self.tensor is None else len(self.tensor)
 
     def lengths(self) -> np.ndarray:
-        """(R,) cost of each row in tokens; 1 for images."""
+        """(R,) cost of each row in tokens; 1 for made images."""
+        if self.pictures is not None:
+            return np.full(len(self), self.pictures.cost(), dtype=np.int64)
         if self.tensor is not None:
             return np.ones(len(self.tensor), dtype=np.int64)
         lengths = np.asarray([len(row) for row in self.ids], dtype=np.int64)
@@ -61,7 +106,7 @@ class MicroBatch:
     targets: Tensor | None = None
     """(R, T) long, -100 at padding."""
     tensor: Tensor | None = None
-    """(R, ...)."""
+    """(R, ...); stored images are (R, channels, height, width) uint8."""
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 
 

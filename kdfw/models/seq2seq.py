@@ -120,6 +120,7 @@ class Seq2Seq(TextModel):
 
     def usage(self) -> str:
         return f"""\
+# texts: a list
 # greedy, and without keeping what earlier steps computed: enough to try it
 sources = {prefixed(self.source_prefix, "texts")}
 ends, written = tokenizer.eos_token_id, np.zeros((len(texts), 0), dtype=np.int64)

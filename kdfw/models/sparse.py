@@ -95,6 +95,7 @@ class SparseEncoder(TextModel):
 
     def usage(self) -> str:
         return f"""\
+# queries, passages: lists of texts
 (query,) = run("model", queries, max_tokens={self.max_query_tokens})
 (passage,) = run("model", passages, max_tokens={self.max_passage_tokens})
 scores = query @ passage.T"""

@@ -29,6 +29,7 @@ class TextModel(Model):
     The engine sets `allow_remote_code` before `load` and `token_cache` after it.
     """
 
+    reads: ClassVar[frozenset[str]] = frozenset({"text"})
     auto: ClassVar[str] = "AutoModel"
     """The transformers class that loads the base."""
 

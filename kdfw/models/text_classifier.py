@@ -117,6 +117,7 @@ class TextClassifier(TextModel):
 
     def usage(self) -> str:
         return f"""\
+# texts: a list
 classes = {self.classes!r}
 (scores,) = run("model", texts, max_tokens={self.max_tokens})
 best = [classes[number] for number in scores.argmax(-1)]"""

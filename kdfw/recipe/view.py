@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdfw.amounts import UNREAD, Amount, Shape, Sizes, Workload, unknown
-from kdfw.components import Model, Stage, Teacher
+from kdfw.components import Model, Retriever, Stage, Teacher
 from kdfw.data.ranking import Ranking
 from kdfw.errors import ArtifactError, KdfwError, Problem
 
@@ -83,6 +83,19 @@ class PlanView:
         """Names of the signals a model or teacher gives; stored scores give `logits`."""
         model = self.model(name)
         return frozenset({"logits"}) if model is None else model.provides
+
+    def unfit(self, part: Model | Retriever | Teacher | None) -> tuple[str, str] | None:
+        """What keeps a model or retriever from serving the stage's data (`does not serve ...`), and what it does.
+
+        None when nothing does; other sources of scores are not judged.
+        """
+        if isinstance(part, Model) and self.task not in part.tasks:
+            return f"does not serve the task {self.task}", f"it serves: {', '.join(sorted(part.tasks))}"
+        holds = self._planner.datasets[self.data_name].holds
+        if isinstance(part, (Model, Retriever)) and not holds <= part.reads:
+            what = f"reads no {' and no '.join(sorted(holds - part.reads))}"
+            return what, f"the data hold: {', '.join(sorted(holds))}"
+        return None
 
     # ------------------------------------------------------------ estimates
 

@@ -235,6 +235,8 @@ class BM25(Retriever):
 
     paper = "10.1561/1500000019"
 
+    reads = frozenset({"text"})
+
     def __init__(
         self,
         *,

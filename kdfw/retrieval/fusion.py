@@ -49,6 +49,11 @@ class Fusion(Retriever):
         self.weights = weights or [1.0] * len(retrievers)
         self.depth_each = depth_each
 
+    @property
+    def reads(self) -> frozenset[str]:  # type: ignore[override]
+        """What all of them read."""
+        return frozenset({"text", "image"}).intersection(*(retriever.reads for retriever in self.retrievers))
+
     def estimate(self, plan: Any, split: str, depth: int) -> Workload:
         """What all of them have to do."""
         work = Workload()

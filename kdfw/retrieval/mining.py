@@ -22,6 +22,7 @@ from kdfw.retrieval.rerank import score_lists
 if TYPE_CHECKING:
     from kdfw.context import StageContext
     from kdfw.data.sets import RankingData
+    from kdfw.data.table import TextTable
     from kdfw.types import TextSource
 
 BLOCK_QUERIES = 8_192
@@ -158,6 +159,9 @@ class Mine(Stage):
         if plan.splits and self.split not in plan.splits:
             known = ", ".join(plan.splits)
             yield plan.problem("split", found=f"no split {self.split!r}", fix=f"the data have: {known}")
+        unfit = plan.unfit(self.retriever)
+        if unfit is not None:
+            yield plan.problem("retriever", found=f"a retriever that {unfit[0]}", fix=unfit[1])
         ranks = self.rules.ranks
         if ranks is not None and not 1 <= ranks[0] <= min(ranks[1], self.depth):
             fix = f"write [first, last] with 1 <= first <= last, first within the depth of {self.depth}"
@@ -194,7 +198,8 @@ class Mine(Stage):
         positives = data.positives(self.split, self.min_grade)
         blocks = Blocks(context.folder / "scratch", len(queries), context)
         for begin in blocks:
-            block = Part(queries, begin, min(begin + BLOCK_QUERIES, len(queries)))
+            rows = range(begin, min(begin + BLOCK_QUERIES, len(queries)))
+            block = queries if len(rows) == len(queries) else queries.select(rows)
             blocks.write(begin, *self._mine(block, data, positives, context))
         if not context.workers.main:
             return
@@ -216,7 +221,7 @@ class Mine(Stage):
             report["warnings"] = [f"no labelled positive among the first {len(ranking)} queries of {self.split!r}"]
         return report
 
-    def _queries(self, data: RankingData) -> TextSource:
+    def _queries(self, data: RankingData) -> TextTable:
         if self.split not in data.queries:
             raise DataError(f"data {data.name!r}: no queries for split {self.split!r}; it has: {sorted(data.queries)}")
         return data.queries[self.split]
@@ -303,34 +308,6 @@ def stand_in(data: RankingData, split: str, depth: int, *, include_positives: bo
             rows = np.concatenate([np.asarray(judged, dtype=np.int64), rows])[:depth]
         lists.append((id, rows, np.linspace(1.0, 0.0, len(rows), dtype=np.float32)))
     return Ranking.from_lists(iter(lists))
-
-
-class Part:
-    """Some consecutive texts of a source, as a source."""
-
-    def __init__(self, source: TextSource, begin: int, end: int) -> None:
-        self._source = source
-        self._rows = range(begin, min(end, len(source)))
-        whole = len(self._rows) == len(source)
-        self.fingerprint = source.fingerprint if whole else f"{source.fingerprint}[{begin}:{self._rows.stop}]"
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def text(self, row: int) -> str:
-        """The text of a row."""
-        return self._source.text(self._rows[row])
-
-    def id(self, row: int) -> str:
-        """The id of a row."""
-        return self._source.id(self._rows[row])
-
-    def row(self, id: str) -> int:
-        """The row of an id; KeyError when it is not in this part."""
-        row = self._source.row(id)
-        if row not in self._rows:
-            raise KeyError(id)
-        return row - self._rows.start
 
 
 class Blocks:

@@ -42,6 +42,11 @@ class Rerank(Retriever):
         self.model = model
         self.depth = depth
 
+    @property
+    def reads(self) -> frozenset[str]:  # type: ignore[override]
+        """What all of them read."""
+        return self.first.reads
+
     def estimate(self, plan: Any, split: str, depth: int) -> Workload:
         """The first retriever's work, and the pairs that are scored again."""
         queries = plan.sizes.of(plan.sizes.items, split)

@@ -6,6 +6,7 @@ from kdfw.components import Augmenter, Sampler
 from kdfw.samplers.mined import InBatch, Mined, Scored
 from kdfw.samplers.rows import Labelled, Pairs, Parallel
 from kdfw.samplers.triples import Triples
+from kdfw.samplers.uniform import Uniform
 from kdfw.samplers.views import Distort, Views
 
 SAMPLERS: dict[str, type[Sampler]] = {
@@ -14,6 +15,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "mined": Mined,
     "pairs": Pairs,
     "parallel": Parallel,
+    "random": Uniform,
     "scored": Scored,
     "triples": Triples,
     "views": Views,

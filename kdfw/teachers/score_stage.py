@@ -99,9 +99,9 @@ class Score(Stage):
         if "logits" not in plan.provides(self.teacher):
             yield plan.problem("teacher", found=f"{self.teacher!r} gives no scores", fix="name a ranking model")
         behind = plan.model(self.teacher)
-        if isinstance(behind, Model) and plan.task not in behind.tasks:
-            fix = f"it serves: {', '.join(sorted(behind.tasks))}"
-            yield plan.problem("teacher", found=f"a model that does not serve the task {plan.task}", fix=fix)
+        unfit = plan.unfit(behind)
+        if unfit is not None:
+            yield plan.problem("teacher", found=f"a model that {unfit[0]}", fix=unfit[1])
         if getattr(behind, "copies_student", False):
             fix = "name the student's model instead; here nothing trains"
             yield plan.problem("teacher", found=f"{self.teacher!r} stands for the student of a training stage", fix=fix)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,6 +105,33 @@ def ranking_batch() -> Batch:
     )
 
 
+class Pictures:
+    """Twelve images of 16 x 16, as a stored source."""
+
+    fingerprint = "pictures"
+    mean = (0.5, 0.4, 0.6)
+    std = (0.2, 0.25, 0.3)
+
+    def __len__(self) -> int:
+        return 12
+
+    def image(self, row: int) -> np.ndarray:
+        return np.random.default_rng(row).integers(0, 256, size=(16, 16, 3), dtype=np.uint8)
+
+    def text(self, row: int) -> str:
+        return f"picture {row}"
+
+    def id(self, row: int) -> str:
+        return f"i{row}"
+
+
+class Pictured:
+    """What `fit_data` reads of images with captions."""
+
+    queries = {"train": Pictures()}
+    corpus = None
+
+
 class Labelled:
     """What `fit_data` reads of classification data."""
 
@@ -155,6 +184,12 @@ def build(tiny_bert: Path) -> Callable[..., tuple[Model, Batch]]:
                 num_items=5.0,
                 labels=torch.tensor([0, 1, 2, 0, 1]),
             )
+        elif name == "image-text-encoder":
+            model = STUDENTS[name](**{"net": "resnet8", "text_base": str(tiny_bert), "projection": 8, **options})
+            model.fit_data(Pictured())
+            stored: Any = Pictures()
+            pictures = [Text(source=stored, row=row) for row in (0, 8, 0)]
+            batch = replace(batch, inputs={**batch.inputs, "query": pictures})
         elif name == "text-classifier":
             model = STUDENTS[name](**{"base": str(tiny_bert), "max_tokens": 40, **options})
             model.fit_data(Labelled())

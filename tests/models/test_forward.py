@@ -42,6 +42,7 @@ STUDENTS = [
     ("sparse", {}),
     ("text-classifier", {}),
     ("image-classifier", {}),
+    ("image-text-encoder", {}),
     ("seq2seq", {}),
 ]
 

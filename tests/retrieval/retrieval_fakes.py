@@ -42,6 +42,9 @@ class Texts:
     def iterate(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, str]]:
         yield from self.rows[start:stop]
 
+    def select(self, rows: Sequence[int]) -> Texts:
+        return Texts([self.rows[row] for row in rows])
+
 
 def ranking_data(corpus: Any, queries: Any, qrels: Qrels | None = None, **more: Any) -> RankingData:
     """Data with one split, `train`."""

@@ -310,3 +310,37 @@ def test_every_sampler_is_exercised_here() -> None:
     source = Path(__file__).read_text(encoding="utf-8")
     assert len(SAMPLERS) >= 7
     assert all(re.search(rf'bound\(\s*"{name}"', source) for name in SAMPLERS)
+
+
+# ---------------------------------------------------------------- random passages
+
+
+def test_random_negatives_are_distinct_and_no_positives(data: RankingData) -> None:
+    sampler = bound("random", data, negatives=17)
+    assert sampler.items() == ["a", "b"] and sampler.num_candidates == 18
+    assert dict(sampler.skipped) == {"queries without a labelled positive": 2}
+    first, second = drawn(sampler)
+    # of a: every passage but the positives d2 and d1, 18 of which 17 are drawn; d3 has grade 0
+    assert names(first)[0] == "d2" and len(set(names(first))) == 18 and "d1" not in names(first)
+    assert [candidate.label for candidate in first.candidates] == [2.0] + [0.0] * 17
+    assert names(second)[0] == "d5" and names(second).count("d5") == 1
+    kept = bound("random", data, negatives=19, remove_positives=False)
+    example = drawn(kept)[0]
+    assert sorted(names(example)) == sorted(f"d{n}" for n in range(20))
+    assert dict(zip(names(example), [c.label for c in example.candidates], strict=True))["d1"] == 1.0
+    assert len(drawn(bound("random", data, negatives=50))[1].candidates) == 20  # no more than there are
+
+
+def test_random_negatives_of_the_split_and_of_all_alike(data: RankingData) -> None:
+    sampler = bound("random", data, negatives=2, pool="split")
+    assert names(drawn(sampler)[0]) == ["d2", "d5"]  # what is relevant to some query of the split
+    assert sorted(names(drawn(sampler)[1])) == ["d1", "d2", "d5"]
+    counts = np.zeros(20)
+    one = bound("random", data, negatives=3)
+    for epoch in range(400):
+        for name in names(drawn(one, epoch)[1])[1:]:
+            counts[int(name[1:])] += 1
+    # 1200 draws of 19 passages: 63 each, deviation 7.3
+    assert counts[5] == 0 and counts.sum() == 1200
+    assert abs(np.delete(counts, 5) - 1200 / 19).max() < 4 * 7.3
+    assert names(drawn(one, 3)[0]) == names(drawn(bound("random", data, negatives=3), 3)[0])
