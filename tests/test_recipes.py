@@ -58,6 +58,7 @@ def made_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_digits(root / "mnist-10k")
     write_translations(root / "multi30k", rng)
     write_photographs(root)
+    write_captions(root / "emoji-image-text", rng)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDFW_DATA", str(root))
         yield root
@@ -185,6 +186,21 @@ def write_photographs(root: Path) -> None:
                 if row < 2:
                     (root / "cifar-100" / name).parent.mkdir(parents=True, exist_ok=True)
                     (root / "cifar-100" / name).write_bytes(stream.getvalue())
+
+
+def write_captions(folder: Path, rng: random.Random) -> None:
+    """Pictures of one colour, called by two nouns."""
+    folder.mkdir(parents=True)
+    lines = []
+    with zipfile.ZipFile(folder / "images-32px.zip", "w") as archive:
+        for number, (split, colour) in enumerate(itertools.product(["train"] * 4 + ["val", "test"], range(20))):
+            stream = io.BytesIO()
+            Image.new("RGBA", (32, 32), (12 * colour, 240 - 12 * colour, number, 255)).save(stream, "PNG")
+            archive.writestr(f"{number}.png", stream.getvalue())
+            name = f"{NOUNS[colour % len(NOUNS)]} {NOUNS[colour // 2]}"
+            row = {"image": f"{number}.png", "name": name, "keywords": rng.sample(VERBS, 2), "split": split}
+            lines.append(json.dumps(row))
+    write_lines(folder / "captions.jsonl", lines)
 
 
 def write_translations(folder: Path, rng: random.Random) -> None:
