@@ -58,7 +58,7 @@ def mutated(draw: st.DrawFn) -> str:
             holder = holder[part]
         kind = draw(st.sampled_from(["replace", "replace", "delete", "rename", "nest", "repeat"]))
         if kind == "replace":
-            holder[key] = draw(ODD)
+            holder[key] = copy.deepcopy(draw(ODD))  # later changes must not reach what others draw
         elif kind == "delete":
             del holder[key]
         elif kind == "rename" and isinstance(holder, dict):
