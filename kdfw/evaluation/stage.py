@@ -311,7 +311,8 @@ class Evaluate(Stage):
             and self.candidates is None
             and context.model(reference).search
         ):
-            facts |= encoding_speed(context.model(reference), data, queries, context)
+            if context.workers.main:  # alone: processes that work at the same time would slow each other down
+                facts |= encoding_speed(context.model(reference), data, queries, context)
         elif not (_is_target(context, reference) and context.holds_scores(reference)):
             facts["queries_per_second"] = len(queries) / seconds if seconds > 0 else None
         return ranking, facts

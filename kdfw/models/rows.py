@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -51,6 +51,35 @@ def is_image(text: Text) -> bool:
     return getattr(text.source, "image", None) is not None
 
 
+class Joined(Sequence[np.ndarray]):
+    """Rows that are put together from their parts when they are asked for.
+
+    Every process cuts a step into shares by the lengths of its rows; the tokens it looks at are those of its own share.
+    """
+
+    def __init__(self, parts: Sequence[tuple[np.ndarray, ...]]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @overload
+    def __getitem__(self, row: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, row: slice) -> Joined: ...
+    def __getitem__(self, row: int | slice) -> np.ndarray | Joined:
+        return Joined(self._parts[row]) if isinstance(row, slice) else np.concatenate(self._parts[row])
+
+    def lengths(self) -> np.ndarray:
+        """(R,) tokens of each row."""
+        return np.asarray([sum(map(len, parts)) for parts in self._parts], dtype=np.int64)
+
+
+def lengths_of(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """(R,) tokens of each row."""
+    return rows.lengths() if isinstance(rows, Joined) else np.asarray([len(row) for row in rows], dtype=np.int64)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowGroup:
     """Rows that go through the same encoder: `query`, `passage`, `pair`, `text`, `image`, `translation`.
@@ -84,10 +113,8 @@ class RowGroup:
             return np.full(len(self), self.pictures.cost(), dtype=np.int64)
         if self.tensor is not None:
             return np.ones(len(self.tensor), dtype=np.int64)
-        lengths = np.asarray([len(row) for row in self.ids], dtype=np.int64)
-        if self.targets is not None:
-            lengths = lengths + np.asarray([len(row) for row in self.targets], dtype=np.int64)
-        return lengths
+        lengths = lengths_of(self.ids)
+        return lengths if self.targets is None else lengths + lengths_of(self.targets)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from kdfw.errors import ConfigError
 from kdfw.models import checkpoint
 from kdfw.models.attention import use_plain_attention
 from kdfw.models.forward import Budget, assemble, evaluating, micro_batches
-from kdfw.models.rows import Graph, MicroBatch, RowGroup
+from kdfw.models.rows import Graph, MicroBatch, RowGroup, lengths_of
 from kdfw.models.text import TextModel, prefixed, texts_of
 from kdfw.models.tokenize import Template, single_rows, template_of
 from kdfw.types import Batch, Signals, Text
@@ -141,12 +141,12 @@ best = [tokenizer.decode(row, skip_special_tokens=True) for row in ended]"""
 
     def num_items(self, batch: Batch) -> float:
         """Target tokens of a batch, the end of each sentence included: its `num_items`."""
-        return float(sum(len(row) for row in self._targets(texts_of(batch, "target"))))
+        return float(lengths_of(self._targets(texts_of(batch, "target"))).sum())
 
     def _sources(self, texts: Sequence[Text]) -> RowGroup:
         return self.single_group("translation", texts, self.source_prefix, self.max_source_tokens)
 
-    def _targets(self, texts: Sequence[Text]) -> list[np.ndarray]:
+    def _targets(self, texts: Sequence[Text]) -> Sequence[np.ndarray]:
         """References with the special tokens the tokenizer gives to targets."""
         if self._target is None:
             self._target = self._target_template()

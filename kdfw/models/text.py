@@ -150,11 +150,11 @@ class TextModel(Model):
                 np.concatenate(
                     (
                         template.prefix_types,
-                        np.full(len(row) - template.added, template.body_types[0], dtype=np.int64),
+                        np.full(length - template.added, template.body_types[0], dtype=np.int64),
                         template.suffix_types,
                     )
                 )
-                for row in rows
+                for length in rows.lengths()
             ]
         return RowGroup(name=name, ids=rows, type_ids=types, truncated=truncated)
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kdfw.errors import ConfigError
+from kdfw.models.rows import Joined
 from kdfw.types import Text
 
 Truncation = Literal["longest_first", "only_second"]
@@ -122,17 +123,17 @@ def cut_pair(first: int, second: int, room: int, rule: Truncation) -> tuple[int,
 
 def single_rows(
     bodies: Sequence[np.ndarray], template: Template, max_tokens: int, side: str = "right"
-) -> tuple[list[np.ndarray], int]:
+) -> tuple[Joined, int]:
     """Rows of single texts, special tokens included, and how many texts were cut to fit `max_tokens`."""
     room = max(max_tokens - template.added, 0)
     truncated = 0
-    rows = []
+    parts: list[tuple[np.ndarray, ...]] = []
     for body in bodies:
         if len(body) > room:
             truncated += 1
             body = _keep(body, room, side)
-        rows.append(np.concatenate((template.prefix, body, template.suffix)))
-    return rows, truncated
+        parts.append((template.prefix, body, template.suffix))
+    return Joined(parts), truncated
 
 
 def pair_rows(
@@ -142,18 +143,18 @@ def pair_rows(
     max_tokens: int,
     rule: Truncation = "longest_first",
     side: str = "right",
-) -> tuple[list[np.ndarray], list[np.ndarray] | None, int]:
+) -> tuple[Joined, list[np.ndarray] | None, int]:
     """Rows of pairs, their segment ids (None when the model knows only one), and how many pairs were cut."""
     room = max_tokens - template.added
     truncated = 0
-    rows: list[np.ndarray] = []
+    parts: list[tuple[np.ndarray, ...]] = []
     types: list[np.ndarray] | None = [] if template.has_types else None
     for left, right in zip(first, second, strict=True):
         if len(left) + len(right) > room:
             truncated += 1
             keep_left, keep_right = cut_pair(len(left), len(right), room, rule)
             left, right = _keep(left, keep_left, side), _keep(right, keep_right, side)
-        rows.append(np.concatenate((template.prefix, left, template.middle, right, template.suffix)))
+        parts.append((template.prefix, left, template.middle, right, template.suffix))
         if types is not None:
             sizes = (len(template.prefix), len(left), len(template.middle), len(right), len(template.suffix))
             row = np.empty(sum(sizes), dtype=np.int64)
@@ -169,7 +170,7 @@ def pair_rows(
                 row[begin : begin + size] = value
                 begin += size
             types.append(row)
-    return rows, types, truncated
+    return Joined(parts), types, truncated
 
 
 def _keep(body: np.ndarray, count: int, side: str) -> np.ndarray:

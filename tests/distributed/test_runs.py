@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -121,6 +122,69 @@ def test_search_embeddings_measures_and_run_files_are_the_same_bytes_for_the_sam
     for path in (tmp_path / "cache" / "embeddings").glob("*/*.npy"):
         other = alone.parent / "cache" / "embeddings" / path.parent.name / path.name
         assert np.array_equal(np.load(path), np.load(other)), path
+
+
+def note_reads(recipe: Path, out: Path) -> None:
+    """A run that notes, by stage, which passages' texts a process has read and how many rows of models it made."""
+    from kdfw.context import Workers
+    from kdfw.data import tokens
+    from kdfw.data.table import TextTable
+    from kdfw.engine import run as engine
+    from kdfw.engine.launch import start_processes
+    from kdfw.models.rows import Joined
+
+    workers: Workers = start_processes()[0]
+    tokens.BLOCK_TEXTS = 16  # as many as a window of the encoder
+    read: dict[str, list[int]] = {}
+    rows: dict[str, int] = {}
+    now = [""]
+    text, iterate, joined, do_stage = TextTable.text, TextTable.iterate, Joined.__getitem__, engine.do_stage
+
+    def noting_text(self: TextTable, row: int) -> str:
+        if len(self) == 40:  # the corpus
+            read.setdefault(now[0], []).append(row)
+        return text(self, row)
+
+    def noting_iterate(self: TextTable, begin: int = 0, end: int | None = None) -> Any:
+        if len(self) == 40:
+            read.setdefault(now[0], []).extend(range(begin, len(self) if end is None else end))
+        return iterate(self, begin, end)
+
+    def noting_rows(self: Joined, row: Any) -> Any:
+        rows[now[0]] = rows.get(now[0], 0) + 1
+        return joined(self, row)
+
+    def noting_stage(runtime: Any, planned: Any) -> Any:
+        now[0] = planned.name
+        return do_stage(runtime, planned)
+
+    TextTable.text, TextTable.iterate, Joined.__getitem__ = noting_text, noting_iterate, noting_rows  # type: ignore
+    engine.do_stage = noting_stage
+    run(recipe, out)
+    found = {"read": {name: sorted(set(value)) for name, value in read.items()}, "rows": rows}
+    (out.parent / f"reads-{workers.rank}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def test_each_process_reads_its_share(recipe: Path, together: Together, tmp_path: Path):
+    found = {}
+    for processes in (1, 2):
+        out = tmp_path / str(processes) / "run"
+        out.parent.mkdir()
+        started = together.start(processes, note_reads, recipe, out)
+        assert started.codes() == [0] * processes, started.errors()
+        found[processes] = [
+            json.loads((out.parent / f"reads-{rank}.json").read_text(encoding="utf-8")) for rank in range(processes)
+        ]
+    (alone,), (main, other) = found[1], found[2]
+    for name in ("scores", "distill", "hard"):  # what goes through models: all of it once, and in even shares
+        own = [process["rows"][name] for process in (main, other)]
+        # a process that has no row of a group computes one, to know what there is of it
+        assert alone["rows"][name] <= sum(own) <= 1.1 * alone["rows"][name], name
+        assert max(own) <= 0.65 * sum(own), name
+    # later stages tokenize no text again
+    assert not any(set(process["read"]) & {"distill", "hard", "vectors"} for process in (alone, main, other))
+    # the one line of a run file or an example of the report that needs a text is the main process's to write
+    assert not other["read"].get("test")
 
 
 def _untimed(value: bytes) -> Any:
@@ -306,6 +370,60 @@ def test_the_launcher_runs_and_says_everything_once(recipe: Path, alone: Path, t
     assert done.stdout.count("run folder: ") == 1
     assert done.stderr.count("03-distill: unchanged, taken from the cache") == 1
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["processes"] == 2
+
+
+def free_port() -> int:
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return int(place.getsockname()[1])
+
+
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+LAUNCHERS = {
+    "accelerate launch": [[*ACCELERATE, "--main_process_port", "PORT", "-m", "kdfw"]],
+    "torchrun": [[sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+                  "--master-port", "PORT", "-m", "kdfw"]],
+    # each stands for a machine: they find each other by an address, and share a file system
+    "accelerate launch on two machines": [
+        [*ACCELERATE, "--num_machines", "2", "--machine_rank", rank, "--main_process_ip", "127.0.0.1",
+         "--main_process_port", "PORT", "-m", "kdfw"]
+        for rank in "01"
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_launchers_of_accelerate_and_torch_give_what_kdfw_run_gives(
+    launcher: str, recipe: Path, alone: Path, pair: Path, tmp_path: Path
+):
+    """Training, encoding and evaluation; what comes before is taken from the run of one process."""
+    for kind in ("mine-", "score-"):
+        for folder in (alone.parent / "cache" / "artifacts").glob(f"{kind}*"):
+            if json.loads((folder / "artifact.json").read_text()) in [
+                json.loads((stage(alone, name) / "artifact.json").read_text()) for name in ("mined", "scores")
+            ]:
+                shutil.copytree(folder, tmp_path / "cache" / "artifacts" / folder.name)
+    port = str(free_port())
+    what = ["run", recipe, *SETTINGS, "--out", tmp_path / "run", "--cache", tmp_path / "cache"]
+    own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    machines = [
+        subprocess.Popen(
+            [port if word == "PORT" else word for word in command] + [str(word) for word in what],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**own, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        )
+        for command in LAUNCHERS[launcher]
+    ]  # fmt: skip
+    said = [machine.communicate(timeout=600) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0] * len(machines), said
+    assert sum(out.count("run folder: ") for out, _ in said) == 1
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["processes"] == 2 and manifest["finished"]
+    assert [entry["name"] for entry in manifest["stages"] if entry["cached"]] == ["mined", "scores"]
+    weights = "model/model.safetensors"
+    ours, theirs = ((stage(out, "distill") / weights).read_bytes() for out in (tmp_path / "run", pair))
+    assert ours == theirs
 
 
 def test_a_mistake_in_the_recipe_is_said_once_and_gives_exit_code_2(recipe: Path, tmp_path: Path):
