@@ -16,7 +16,8 @@ from kdfw.recipe.plan import Plan, PlannedStage, Target
 from kdfw.report.card import write_card
 
 LENGTHS = (
-    "max_query_tokens", "max_passage_tokens", "max_pair_tokens", "max_tokens", "max_source_tokens", "max_target_tokens"
+    "max_query_tokens", "max_passage_tokens", "max_pair_tokens", "max_tokens", "max_text_tokens", "max_source_tokens",
+    "max_target_tokens",
 )  # fmt: skip
 """Options that say after how many tokens a text is cut."""
 

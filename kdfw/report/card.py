@@ -48,6 +48,7 @@ class Facts(TypedDict, total=False):
     max_passage_tokens: int
     max_pair_tokens: int
     max_tokens: int
+    max_text_tokens: int
     max_source_tokens: int
     max_target_tokens: int
     language: str
@@ -65,6 +66,7 @@ PIPELINES = {
     "sparse": "feature-extraction",
     "text-classifier": "text-classification",
     "image-classifier": "image-classification",
+    "image-text-encoder": "feature-extraction",
     "seq2seq": "translation",
 }
 """Task name on model hubs by kind of student."""
@@ -77,7 +79,8 @@ AUTO = {
 """The class that opens a transformers folder by the end of its architecture's name; any other: `AutoModel`."""
 CUTS = (
     ("max_query_tokens", "queries"), ("max_passage_tokens", "passages"), ("max_pair_tokens", "pairs"),
-    ("max_tokens", "texts"), ("max_source_tokens", "sources"), ("max_target_tokens", "translations"),
+    ("max_tokens", "texts"), ("max_text_tokens", "texts"), ("max_source_tokens", "sources"),
+    ("max_target_tokens", "translations"),
 )  # fmt: skip
 
 
@@ -209,18 +212,8 @@ def _usage(facts: Mapping[str, Any]) -> Iterator[str]:
         yield "The transformer in it, with transformers alone:" if library else "With transformers:"
         yield _fenced(_with_transformers(facts, architecture), "python")
     if not library and not architecture:
-        yield "Its network is one of kdfw's own, so kdfw opens it:"
-        yield _fenced(
-            "from pathlib import Path\n\n"
-            "from kdfw.models.checkpoint import load_model\n"
-            "from kdfw.models.forward import signals_of\n"
-            "from kdfw.types import Batch\n\n"
-            'model = load_model(Path("PATH"))\n'
-            "# images: a tensor (N, channels, height, width), scaled to [0, 1] and normalised as kdfw.json says\n"
-            'batch = Batch(task="classification", ids=("",) * len(images), inputs={"image": images}, num_items=1.0)\n'
-            'logits = signals_of(model, batch, frozenset({"logits"})).logits',
-            "python",
-        )
+        yield "Its network is one of kdfw's own, so kdfw opens it (`kdfw export` writes ONNX graphs of it):"
+        yield _fenced(_with_kdfw(str(facts.get("type", ""))), "python")
     prefix, passage_prefix = str(facts.get("query_prefix") or ""), str(facts.get("passage_prefix") or "")
     if prefix or passage_prefix:
         named = (("queries", prefix), ("passages", passage_prefix))
@@ -228,18 +221,34 @@ def _usage(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"As in training, {begin}: `encode_query` and `encode_document` put it there."
 
 
+def _with_kdfw(kind: str) -> str:
+    opened = "from pathlib import Path\n\nfrom kdfw.models.checkpoint import load_model\n"
+    if kind == "image-classifier":
+        return (
+            f"{opened}from kdfw.models.forward import signals_of\nfrom kdfw.types import Batch\n\n"
+            'model = load_model(Path("PATH"))\n'
+            "# images: a tensor (N, channels, height, width), scaled to [0, 1] and normalised as kdfw.json says\n"
+            'batch = Batch(task="classification", ids=("",) * len(images), inputs={"image": images}, num_items=1.0)\n'
+            'logits = signals_of(model, batch, frozenset({"logits"})).logits'
+        )
+    if kind == "image-text-encoder":
+        return (
+            f"{opened}from kdfw.models.forward import encode_texts\nfrom kdfw.types import Text\n\n"
+            'model = load_model(Path("PATH"))\n'
+            'vectors = encode_texts(model, [Text(source=None, made="a red square")], "passage")'
+        )
+    return f'{opened}\nmodel = load_model(Path("PATH"))'
+
+
 def _with_transformers(facts: Mapping[str, Any], architecture: str) -> str:
     cls = next((auto for end, auto in AUTO.items() if architecture.endswith(end)), "AutoModel")
-    if facts.get("type") == "image-classifier":
-        reader = "AutoImageProcessor" if facts.get("image_processor") else ""
-    else:
-        reader = "AutoTokenizer"
-    names = ", ".join(filter(None, (cls, reader)))
+    readers = {} if facts.get("type") == "image-classifier" else {"tokenizer": "AutoTokenizer"}
+    if facts.get("image_processor"):
+        readers["processor"] = "AutoImageProcessor"
+    names = ", ".join([cls, *readers.values()])
     opened = f'from transformers import {names}\n\nmodel = {cls}.from_pretrained("PATH")'
-    if reader == "AutoTokenizer":
-        opened += '\ntokenizer = AutoTokenizer.from_pretrained("PATH")'
-    elif reader:
-        opened += '\nprocessor = AutoImageProcessor.from_pretrained("PATH")'
+    for name, reader in readers.items():
+        opened += f'\n{name} = {reader}.from_pretrained("PATH")'
     if cls == "AutoModelForSeq2SeqLM":
         longest = int(as_number(facts.get("max_target_tokens")) or 128)
         opened += (

@@ -184,6 +184,37 @@ def test_a_network_of_kdfws_own_is_opened_by_kdfw(tmp_path: Path) -> None:
     assert left["logits"].shape == (2, 4)
 
 
+def test_an_image_text_encoder_of_own_towers_is_opened_by_kdfw(tmp_path: Path) -> None:
+    import io
+    import zipfile
+
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed (extra `images`)")
+    lines = []
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for number in range(8):
+            stream = io.BytesIO()
+            image.new("RGB", (8, 8), (30 * number, 0, 99)).save(stream, "PNG")
+            archive.writestr(f"{number}.png", stream.getvalue())
+            lines.append({"image": f"{number}.png", "name": WORDS[number], "split": "train"})
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    bert = write_bert(tmp_path / "bert", layers=1)
+    recipe = tmp_path / "pictures.yaml"
+    recipe.write_text(
+        "kdfw: 1\nname: pictures\nprecision: fp32\n"
+        f"data: {{type: image-text, captions: {tmp_path}/captions.jsonl, images: {tmp_path}/images.zip, "
+        'templates: ["{name}"]}\n'
+        f"models:\n  student: {{type: image-text-encoder, net: resnet8, text_base: {bert}, max_text_tokens: 16}}\n"
+        "stages:\n  - {name: learn, type: train, student: student, sampler: {type: in-batch}, "
+        "losses: [{type: info-nce, in_batch: true}], train: {steps: 1, batch_size: 4, precision: fp32}}\n"
+    )
+    run(recipe, tmp_path / "out")
+    folder = tmp_path / "out/stages/01-learn/model"
+    _, text, snippets = card_of(folder)
+    left = executed(snippets[0], folder)
+    assert left["vectors"].shape[0] == 1 and float((left["vectors"] ** 2).sum()) == pytest.approx(1.0, abs=1e-5)
+    assert "Texts are cut: texts after 16 tokens." in text and "transformers" not in snippets[0]
+
+
 def write_idx(folder: Path, rng: Any) -> None:
     """A few images of 28 x 28 in MNIST's layout."""
     import struct
