@@ -290,7 +290,7 @@ def pool(states: Tensor, mask: Tensor | None, how: str) -> Tensor:
         if mask is None:
             return states[:, -1]
         last = mask.long().sum(1) - 1
-        return states[torch.arange(len(states), device=states.device), last]
+        return states[torch.arange(states.shape[0], device=states.device), last]
     states = states.float()
     if how == "max":
         return largest(states if mask is None else states.masked_fill(~mask[:, :, None], -torch.inf), 1)
