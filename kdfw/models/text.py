@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +16,7 @@ from kdfw.components import Model
 from kdfw.errors import ConfigError
 from kdfw.models import checkpoint
 from kdfw.models.attention import packing_of, use_plain_attention
+from kdfw.models.fused import fused, prepare
 from kdfw.models.rows import MicroBatch, RowGroup
 from kdfw.models.tokenize import Template, Truncation, pair_rows, single_rows, template_of, unique_texts
 from kdfw.types import Batch, Text
@@ -104,6 +106,7 @@ class TextModel(Model):
         if dropout is not None:
             checkpoint.set_dropout(model, dropout)
         use_plain_attention(model)
+        prepare(model)
         return model
 
     def check_length(self, transformer: Any, **limits: int) -> None:
@@ -193,7 +196,9 @@ def run_transformer(transformer: Any, micro: MicroBatch, hidden: bool = False, m
     packing = packing_of(transformer, seen)
     if packing is not None:
         inputs["packing"] = packing
-    return transformer(**inputs, output_hidden_states=hidden, return_dict=True)
+    # the short way leaves no states of single layers
+    with contextlib.nullcontext() if hidden else fused():
+        return transformer(**inputs, output_hidden_states=hidden, return_dict=True)
 
 
 def first_states(output: Any) -> Tensor:
