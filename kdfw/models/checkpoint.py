@@ -7,6 +7,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,11 @@ FILE = "kdfw.json"
 _DECISIVE = (".json", ".txt", ".safetensors", ".model", ".spm", ".bpe", ".codes", ".vocab", ".jinja", ".py")
 """Files of a model folder that decide what it computes: configuration, tokenizer, weights, code of its own."""
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
+
+
+_NETWORK = ("httpx", "httpcore", "requests", "urllib3")
+"""Packages whose exceptions mean a connection that failed."""
+log = logging.getLogger(__name__)
 
 
 # ---------------------------------------------------------------- bases
@@ -64,11 +70,11 @@ def locate(base: str) -> Path | None:
 
 
 def fingerprint(base: str, revision: str | None = None) -> str:
-    """Hash of a base: bytes of its configuration, tokenizer and weights; of a hub model the commit in the local cache
-    (or, before it is downloaded, name and revision)."""
+    """Hash of a base: bytes of its configuration, tokenizer and weights; of a hub model its commit (name and revision
+    where neither the local cache nor the hub says which that is)."""
     folder = locate(base)
     if folder is None:
-        return f"hub:{base}@{_commit(base, revision) or revision or 'main'}"
+        return f"hub:{base}@{commit(base, revision) or revision or 'main'}"
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.suffix in _DECISIVE and path.is_file():
@@ -83,23 +89,41 @@ def _file_hash(path: str, size: int, modified: int, changed: int) -> str:
     return file_digest(Path(path))
 
 
-def _commit(name: str, revision: str | None) -> str | None:
-    from huggingface_hub import try_to_load_from_cache
+_commits: dict[tuple[str, str | None], str] = {}
 
-    try:
-        found = try_to_load_from_cache(name, "config.json", revision=revision)
-    except (ValueError, OSError) as error:  # a name the hub could not have
-        raise ConfigError(f"base: {name!r} is neither a folder nor a hub name ({str(error)[:100]})") from error
-    return Path(found).parent.name if isinstance(found, str) else None
+
+def commit(name: str, revision: str | None = None) -> str | None:
+    """The commit at which a hub model is taken: the one in the local cache, else the hub's; None without either.
+
+    Decided once a process, and what `load_transformer` and `load_tokenizer` load: the weights are those of the
+    fingerprint, also when the branch has moved since. `config.json` comes into the local cache on the way, which
+    remembers the commit for the next run.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    if (name, revision) not in _commits:
+        try:
+            found = try_to_load_from_cache(name, "config.json", revision=revision)
+        except (ValueError, OSError) as error:  # a name the hub could not have
+            raise ConfigError(f"base: {name!r} is neither a folder nor a hub name ({str(error)[:100]})") from error
+        if not isinstance(found, str):
+            try:
+                with quiet():
+                    found = hf_hub_download(name, "config.json", revision=revision)
+            except Exception as error:  # no network, no such model, no permission: loading says so if it comes to that
+                log.debug("the hub does not say at which commit %s is: %s", name, error)
+                return None
+        _commits[name, revision] = Path(found).parent.name
+    return _commits[name, revision]
 
 
 def configuration(base: str, revision: str | None = None) -> dict[str, Any] | None:
-    """`config.json` of a base; None for a hub model that is not in the local cache."""
+    """`config.json` of a base; None for a hub model that neither the local cache nor the hub gives."""
     folder = locate(base)
     if folder is None:
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(base, "config.json", revision=revision)
+        found = try_to_load_from_cache(base, "config.json", revision=commit(base, revision) or revision)
         if not isinstance(found, str):
             return None
         folder = Path(found).parent
@@ -201,7 +225,7 @@ def load_transformer(
         with quiet():
             model = getattr(transformers, auto).from_pretrained(
                 str(source),
-                revision=revision or "main",
+                revision=_at(source, revision),
                 trust_remote_code=allow_remote_code,
                 use_safetensors=True,
                 dtype=torch.float32,
@@ -215,9 +239,21 @@ def load_transformer(
     return model
 
 
-def _first_line(error: Exception) -> str:
+def _at(source: Path | str, revision: str | None) -> str:
+    """The revision to load; folders have none, and transformers takes no notice of it there."""
+    return (None if isinstance(source, Path) else commit(source, revision)) or revision or "main"
+
+
+def _first_line(error: BaseException) -> str:
+    """What an exception says, and of a failed download why it failed, which transformers leaves out."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    said = lines[0] if lines else type(error).__name__
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (ConnectionError, TimeoutError)) or type(cause).__module__.startswith(_NETWORK):
+            return f"{said} The download failed: {cause}. Run the same command again when the connection stands."
+        cause = cause.__cause__ or cause.__context__
+    return said
 
 
 def align(model: nn.Module) -> None:
@@ -249,7 +285,7 @@ def load_tokenizer(source: Path | str, *, revision: str | None = None, allow_rem
     try:
         with quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(
-                str(source), revision=revision or "main", trust_remote_code=allow_remote_code
+                str(source), revision=_at(source, revision), trust_remote_code=allow_remote_code
             )
     except MemoryError:
         raise
@@ -348,7 +384,7 @@ def image_normalisation(source: Path | str, revision: str | None) -> dict[str, l
     from transformers.utils import cached_file
 
     try:
-        path = cached_file(str(source), "preprocessor_config.json", revision=revision)
+        path = cached_file(str(source), "preprocessor_config.json", revision=_at(source, revision))
         found = json.loads(Path(str(path)).read_text(encoding="utf-8"))
         return {"mean": [float(v) for v in found["image_mean"]], "std": [float(v) for v in found["image_std"]]}
     except (OSError, ValueError, KeyError, TypeError):
