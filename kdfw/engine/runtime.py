@@ -78,10 +78,17 @@ class Runtime:
             raise ConfigError(f"{target.name!r} is a teacher without a model of its own")
         weights = self.weights(target)
         model.allow_remote_code = self.trust_remote_code
-        model.fit_data(self.data(self.fitting_data(data)))
+        fitted = self.data(self.fitting_data(data))
+        model.fit_data(fitted)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)  # new heads and nets without a base draw their weights
             model.load(weights)
+        own, classes = list(getattr(model, "classes", ())), list(getattr(fitted, "classes", ()))
+        if own and classes and own != classes:
+            raise ConfigError(
+                f"{target.name!r} has the classes {own[:9]}, the data {data!r} {classes[:9]}; give the data the same "
+                "`classes`, in the same order"
+            )
         model.token_cache = self.store.shared / "tokens"
         return model.to(self.device).eval()
 

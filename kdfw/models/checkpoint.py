@@ -372,6 +372,35 @@ def keep_layers(model: Any, layers: int | str | Sequence[int]) -> None:
             setattr(config, key, [value[number] for number in numbers])
 
 
+def arrange_classes(model: nn.Module, config: Mapping[str, Any] | None, classes: Sequence[str]) -> None:
+    """Put a base's outputs in the order of the data's classes, where it has the same classes by other numbers.
+
+    Args:
+        model: with the base's weights.
+        config: the base's own configuration; `id2label` names its outputs. Without names of its own (`LABEL_0`), or
+            with another number of outputs, the head is new or in the order of the data, and stays.
+        classes: names of the data's classes, in their order.
+    """
+    given = (config or {}).get("id2label")
+    named = given if isinstance(given, dict) else {}
+    names = [str(named[key]) for key in sorted(named, key=lambda key: int(key) if str(key).isdigit() else -1)]
+    if len(names) != len(classes) or all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+        return
+    own, wanted = [name.casefold() for name in names], [name.casefold() for name in classes]
+    if sorted(own) != sorted(wanted) or len(set(own)) < len(own):
+        log.warning("the base calls its classes %s, the data %s; taken one for one", names[:9], list(classes)[:9])
+        return
+    order = [own.index(name) for name in wanted]
+    heads = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    heads = [module for module in heads if module.out_features == len(names)]
+    if order == sorted(order) or not heads:
+        return
+    with torch.no_grad():
+        heads[-1].weight.copy_(heads[-1].weight[order])
+        if heads[-1].bias is not None:
+            heads[-1].bias.copy_(heads[-1].bias[order])
+
+
 def image_side(model: Any) -> int:
     """Height and width of the images a transformers model takes, or its image tower."""
     config = getattr(model.config, "vision_config", model.config)

@@ -84,6 +84,9 @@ class ImageClassifier(Model):
                 allow_remote_code=self.allow_remote_code,
                 **({} if weights is not None else {"num_labels": count, "ignore_mismatched_sizes": True}),
             )
+            if weights is None:
+                config = checkpoint.configuration(self.base, self.revision)
+                checkpoint.arrange_classes(self.body, config, self.classes)
             return
         assert self.net is not None
         self.body, width = image_nets.build(self.net, int(self.facts["channels"]))

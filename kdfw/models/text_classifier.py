@@ -72,6 +72,8 @@ class TextClassifier(TextModel):
                 "ignore_mismatched_sizes": True,
             }
         classifier = self.open_transformer(source, weights, layers=self.layers, dropout=self.dropout, **more)
+        if more:
+            checkpoint.arrange_classes(classifier, checkpoint.configuration(self.base, self.revision), self.classes)
         found = int(classifier.config.num_labels)
         if self.classes and found != len(self.classes):
             raise ConfigError(f"{weights}: a classifier of {found} classes; the data has {len(self.classes)}")

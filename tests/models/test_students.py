@@ -432,3 +432,31 @@ def test_the_fingerprint_follows_the_bytes(tiny_bert: Path, tmp_path: Path) -> N
 def test_limits_beyond_the_positions_are_refused(tiny_bert: Path) -> None:
     with pytest.raises(ConfigError, match="max_passage_tokens: found 300"):
         STUDENTS["bi-encoder"](base=str(tiny_bert), max_passage_tokens=300).load()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("own", "order"),
+    [
+        (["POS", "neutral", "NEG"], [2, 1, 0]),  # the data's classes under other numbers
+        (["LABEL_0", "LABEL_1", "LABEL_2"], [0, 1, 2]),
+        (["joy", "fear", "anger"], [0, 1, 2]),  # other classes: a head to train on from
+    ],
+)
+def test_outputs_follow_the_classes_of_the_data(
+    own: list[str], order: list[int], build: Build, ranking_batch: Batch, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    model, batch = build("text-classifier", ranking_batch)
+    model.save(tmp_path / "base")
+    path = tmp_path / "base" / "config.json"
+    config = json.loads(path.read_text()) | {
+        "id2label": {str(number): name for number, name in enumerate(own)},
+        "label2id": {name: number for number, name in enumerate(own)},
+    }
+    path.write_text(json.dumps(config))
+    again = type(model)(base=str(tmp_path / "base"), max_tokens=model.max_tokens)
+    again.classes = ["neg", "neutral", "pos"]
+    again.load()
+    assert torch.allclose(logits_of(again, batch), logits_of(model, batch)[:, order], atol=1e-6)
+    assert again.classes == ["neg", "neutral", "pos"]
+    assert ("joy" in caplog.text) == ("joy" in own)
