@@ -156,39 +156,41 @@ def result_table(found: Evaluation) -> Markup:
             ("passages/s", "passages_per_second", short),
             ("items/s", "items_per_second", short),
             ("judged@10", "judged@10", lambda value: f"{value:.0%}"),
-            ("depth", "depth", count),
         )
         if any(as_number(system.facts.get(key)) is not None for system in found.systems)
     ]
-    settings = [str(system.facts.get("setting", "")) for system in found.systems]
+    settings = [_setting(system) for system in found.systems]
     alike = len(set(settings)) == 1
-    depths = {as_number(system.facts.get("depth")) for system in found.systems}
-    if len(depths) == 1:
-        facts = [fact for fact in facts if fact[1] != "depth"]
     best = {m: max((s.measures[m] for s in found.systems if m in s.measures), default=None) for m in found.measures}
     rows = []
-    for system in found.systems:
-        row: list[Child | Cell] = [_system_name(system, found)]
+    for system, setting in zip(found.systems, settings, strict=True):
+        row: list[Child | Cell] = [_system_name(system, found, "" if alike else setting)]
         row += [_measure_cell(system, name, best[name]) for name in found.measures]
         for _, key, write in facts:
             value = as_number(system.facts.get(key))
             row.append(Cell("" if value is None else write(value), value))
-        if not alike:
-            row.append(str(system.facts.get("setting", "")))
         rows.append(row)
-    head = ["system", *found.measures, *(label for label, _, _ in facts), *([] if alike else ["setting"])]
+    head = ["system", *found.measures, *(label for label, _, _ in facts)]
     caption = f"{items_of(found)} of the split {found.split or '?'}."
-    depth = depths.pop() if len(depths) == 1 else None
-    shared = [settings[0] if alike and settings else "", f"depth {count(depth)}" if depth is not None else ""]
-    if any(shared):
-        caption += f" All systems: {', '.join(filter(None, shared))}."
+    if alike and settings[0]:
+        caption += f" All systems: {settings[0]}."
     if any(system.against for system in found.systems):
         caption += f" * differs from {found.baseline}: paired randomisation test, Holm-corrected p < {SIGNIFICANT}."
     return table(caption, head, rows)
 
 
-def _system_name(system: System, found: Evaluation) -> Child:
-    return [system.name, element("span", " baseline", class_="tag")] if system.name == found.baseline else system.name
+def _setting(system: System) -> str:
+    """Full retrieval or re-ranking of what, and to which depth."""
+    setting, depth = str(system.facts.get("setting") or ""), as_number(system.facts.get("depth"))
+    said = depth is None or setting.endswith(f" at {depth:.0f}")
+    words = [setting, "" if said or depth is None else f"depth {count(depth)}"]
+    return ", ".join(filter(None, words))
+
+
+def _system_name(system: System, found: Evaluation, setting: str) -> Child:
+    tags = [" baseline"] if system.name == found.baseline else []
+    below = element("span", setting, class_="tag below") if setting else ""
+    return [system.name, *(element("span", tag, class_="tag") for tag in tags), below]
 
 
 def _measure_cell(system: System, name: str, best: float | None) -> Cell:
