@@ -47,7 +47,7 @@ def _trained_by(plan: Plan, planned: PlannedStage, summaries: Mapping[str, Mappi
 def facts_of(out: Path, plan: Plan, planned: PlannedStage, summary: Mapping[str, Any]) -> dict[str, Any]:
     """What a card says about the student of one training stage."""
     stage: Any = planned.stage
-    spec = plan.recipe.models[start_of(plan, planned.targets[stage.student])]
+    spec = plan.recipe.models[plan.start_of(planned.targets[stage.student])]
     options = dict(spec.options)
     facts: dict[str, Any] = {
         "name": f"{plan.recipe.name}/{planned.name}",
@@ -65,7 +65,7 @@ def facts_of(out: Path, plan: Plan, planned: PlannedStage, summary: Mapping[str,
     for name in ("base", "query_prefix", "passage_prefix"):
         if options.get(name) is not None:
             facts[name] = options[name]
-    model = plan.models[start_of(plan, planned.targets[stage.student])]  # knows the lengths left at their defaults
+    model = plan.models[plan.start_of(planned.targets[stage.student])]  # knows the lengths left at their defaults
     facts |= {name: length for name in LENGTHS if (length := getattr(model, name, None)) is not None}
     if "parameters" in summary:
         facts["parameters"] = summary["parameters"]
@@ -118,16 +118,7 @@ def _models_behind(plan: Plan, target: Target) -> list[str]:
         teacher = getattr(scored.stage, "teacher", None)
         members = list(scored.targets.values()) if teacher is None else [scored.targets[teacher]]
         return [name for member in members for name in _models_behind(plan, member)]
-    return [start_of(plan, target)]
-
-
-def start_of(plan: Plan, target: Target) -> str:
-    """Name under `models:` of the model a target starts from, through any number of training stages."""
-    while target.kind == "stage":
-        planned = plan.stage(target.name)
-        trained: Mapping[str, str] = planned.stage.trained_models()  # type: ignore[attr-defined]
-        target = planned.targets[trained[target.part] if target.part else next(iter(trained.values()))]
-    return target.name
+    return [plan.start_of(target)]
 
 
 def _teacher(plan: Plan, target: Target) -> str:
@@ -138,7 +129,7 @@ def _teacher(plan: Plan, target: Target) -> str:
             return f"the mean of: {', '.join(_teacher(plan, member) for member in scored.targets.values())}"
         target = scored.targets[teacher]
     through = f" trained by stage {target.name}" if target.kind == "stage" else ""
-    spec = plan.recipe.models[start_of(plan, target)]
+    spec = plan.recipe.models[plan.start_of(target)]
     base = spec.options.get("base") or spec.options.get("path") or spec.options.get("model")
     return f"{spec.name}{f' {base}' if base else ''}{through}"
 

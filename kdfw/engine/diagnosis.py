@@ -21,7 +21,6 @@ from torch import nn
 from kdfw.components import Constant, DistillationLoss
 from kdfw.data.ranking import Ranking
 from kdfw.data.sets import Data, LabelledData, PairData, RankingData
-from kdfw.engine.cards import start_of
 from kdfw.engine.probe import Probe, load_probe, probe_before, why_not
 from kdfw.engine.runtime import Context, Runtime
 from kdfw.engine.training import STUDENT, Train, Trainer
@@ -142,7 +141,7 @@ class _Diagnosis:
     def _probe(self, ask: bool) -> Probe | None:
         if not isinstance(self.stage, Train):
             return None
-        student = self.plan.models.get(start_of(self.plan, self.subject.targets[self.stage.student]))
+        student = self.plan.models.get(self.plan.start_of(self.subject.targets[self.stage.student]))
         reason = why_not(self.stage, student)
         if reason:
             self.notes.append(f"no sample of what training sees: {reason}")

@@ -15,7 +15,6 @@ from kdfw.components import Model, Teacher
 from kdfw.context import Progress, Workers
 from kdfw.data.ranking import Ranking
 from kdfw.engine.artifacts import ArtifactStore
-from kdfw.engine.cards import start_of
 from kdfw.engine.progress import progress
 from kdfw.errors import ArtifactError, ConfigError, DataError
 from kdfw.tracking import Trackers
@@ -62,7 +61,7 @@ class Runtime:
 
     def model_spec(self, target: Target) -> Any:
         """The spec of the model a target starts from."""
-        return self.plan.recipe.models[start_of(self.plan, target)]
+        return self.plan.recipe.models[self.plan.start_of(target)]
 
     def weights(self, target: Target) -> Path | None:
         """The folder with a trained model's weights; None for a model as it comes."""

@@ -83,6 +83,14 @@ class Plan:
         """By unique name."""
         return next(stage for stage in self.stages if stage.name == name)
 
+    def start_of(self, target: Target) -> str:
+        """Name under `models:` of the model a target starts from, through any number of training stages."""
+        while target.kind == "stage":
+            planned = self.stage(target.name)
+            trained: Mapping[str, str] = planned.stage.trained_models()  # type: ignore[attr-defined]
+            target = planned.targets[trained[target.part] if target.part else next(iter(trained.values()))]
+        return target.name
+
 
 class _Planner:
     def __init__(self, recipe: Recipe, kept: Kept | None) -> None:
