@@ -13,6 +13,16 @@ from torch import Tensor, nn
 
 from kdfw.amounts import Amount, Shape
 from kdfw.models import checkpoint
+from kdfw.models.options import (
+    Base,
+    Dropout,
+    Layers,
+    MaxPassageTokens,
+    MaxQueryTokens,
+    PassagePrefix,
+    QueryPrefix,
+    Revision,
+)
 from kdfw.models.rows import Graph, MicroBatch, RowGroup
 from kdfw.models.text import (
     TextModel,
@@ -42,7 +52,7 @@ class BiEncoder(TextModel):
     def __init__(
         self,
         *,
-        base: Annotated[str, Field(description="hub name, folder, or package:NAME of the pretrained transformer")],
+        base: Base,
         pooling: Annotated[
             Literal["mean", "cls", "max", "last"], Field(description="how token states become one vector")
         ] = "mean",
@@ -50,24 +60,19 @@ class BiEncoder(TextModel):
             Literal["cosine", "dot"], Field(description="cosine normalises the vectors; dot does not")
         ] = "cosine",
         scale: Annotated[float, Field(gt=0, description="scores are the similarity times this")] = 1.0,
-        query_prefix: Annotated[str, Field(description="text put before every query")] = "",
-        passage_prefix: Annotated[str, Field(description="text put before every passage")] = "",
-        max_query_tokens: Annotated[int, Field(ge=3, le=32768, description="longer queries are cut")] = 64,
-        max_passage_tokens: Annotated[int, Field(ge=3, le=32768, description="longer passages are cut")] = 256,
+        query_prefix: QueryPrefix = "",
+        passage_prefix: PassagePrefix = "",
+        max_query_tokens: MaxQueryTokens = 64,
+        max_passage_tokens: MaxPassageTokens = 256,
         towers: Annotated[
             Literal["shared", "two"], Field(description="one transformer for both sides, or one for each")
         ] = "shared",
         projection: Annotated[
             int | None, Field(ge=1, description="width of the vectors; default: that of the transformer")
         ] = None,
-        layers: Annotated[
-            int | str | list[int] | None,
-            Field(description="keep these layers of the base: N (the last N), first-N, last-N, or a list from 0"),
-        ] = None,
-        dropout: Annotated[
-            float | None, Field(ge=0, lt=1, description="dropout in training; default: as the base says")
-        ] = None,
-        revision: Annotated[str | None, Field(description="commit, tag or branch of a hub model")] = None,
+        layers: Layers = None,
+        dropout: Dropout = None,
+        revision: Revision = None,
     ) -> None:
         super().__init__()
         self.base = base

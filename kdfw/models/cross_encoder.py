@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdfw.errors import ConfigError
 from kdfw.models import checkpoint
+from kdfw.models.options import Base, Dropout, Layers, PassagePrefix, QueryPrefix, Revision
 from kdfw.models.rows import Graph, MicroBatch, RowGroup
 from kdfw.models.text import TextModel, first_states, on, prefixed, run_transformer, texts_of
 from kdfw.models.tokenize import unique_texts
@@ -32,7 +33,7 @@ class CrossEncoder(TextModel):
     def __init__(
         self,
         *,
-        base: Annotated[str, Field(description="hub name, folder, or package:NAME of the pretrained transformer")],
+        base: Base,
         max_pair_tokens: Annotated[int, Field(ge=5, le=32768, description="longer pairs are cut")] = 256,
         max_query_tokens: Annotated[
             int | None, Field(ge=1, description="queries keep at most this many tokens; default: all")
@@ -40,22 +41,17 @@ class CrossEncoder(TextModel):
         truncation: Annotated[
             Literal["longest_first", "only_second"], Field(description="which text of a pair that is too long is cut")
         ] = "longest_first",
-        query_prefix: Annotated[str, Field(description="text put before every query")] = "",
-        passage_prefix: Annotated[str, Field(description="text put before every passage")] = "",
+        query_prefix: QueryPrefix = "",
+        passage_prefix: PassagePrefix = "",
         label: Annotated[
             int | None, Field(ge=0, description="output that is the score, where a checkpoint has several")
         ] = None,
         activation: Annotated[
             Literal["none", "sigmoid"], Field(description="applied to scores outside training; losses see raw logits")
         ] = "none",
-        layers: Annotated[
-            int | str | list[int] | None,
-            Field(description="keep these layers of the base: N (the last N), first-N, last-N, or a list from 0"),
-        ] = None,
-        dropout: Annotated[
-            float | None, Field(ge=0, lt=1, description="dropout in training; default: as the base says")
-        ] = None,
-        revision: Annotated[str | None, Field(description="commit, tag or branch of a hub model")] = None,
+        layers: Layers = None,
+        dropout: Dropout = None,
+        revision: Revision = None,
     ) -> None:
         super().__init__()
         self.base = base

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdfw.components import Model
 from kdfw.errors import ConfigError
 from kdfw.models import checkpoint, image_nets
+from kdfw.models.options import Revision
 from kdfw.models.rows import Graph, MicroBatch, RowGroup
 from kdfw.models.text import on
 from kdfw.types import Batch, Signals
@@ -35,7 +36,7 @@ class ImageClassifier(Model):
         base: Annotated[
             str | None, Field(description="instead of `net`: hub name or folder of a transformers image classifier")
         ] = None,
-        revision: Annotated[str | None, Field(description="commit, tag or branch of a hub model")] = None,
+        revision: Revision = None,
     ) -> None:
         super().__init__()
         if (net is None) == (base is None):

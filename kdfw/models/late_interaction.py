@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kdfw.amounts import Amount, Shape
 from kdfw.errors import ConfigError
 from kdfw.models import checkpoint
+from kdfw.models.options import Base, Dropout, Layers, MaxPassageTokens, MaxQueryTokens, Revision
 from kdfw.models.rows import Graph, MicroBatch, RowGroup
 from kdfw.models.text import (
     TextModel,
@@ -46,10 +47,10 @@ class LateInteraction(TextModel):
     def __init__(
         self,
         *,
-        base: Annotated[str, Field(description="hub name, folder, or package:NAME of the pretrained transformer")],
+        base: Base,
         projection: Annotated[int, Field(ge=1, description="width of a token's vector")] = 128,
-        max_query_tokens: Annotated[int, Field(ge=3, description="longer queries are cut")] = 32,
-        max_passage_tokens: Annotated[int, Field(ge=3, description="longer passages are cut")] = 180,
+        max_query_tokens: MaxQueryTokens = 32,
+        max_passage_tokens: MaxPassageTokens = 180,
         expand_queries: Annotated[
             bool, Field(description="fill queries up to `max_query_tokens` with [MASK] tokens that are scored too")
         ] = True,
@@ -63,14 +64,9 @@ class LateInteraction(TextModel):
             str, Field(description="token put before every passage (ColBERT: [unused1]); empty: none")
         ] = "",
         skip_punctuation: Annotated[bool, Field(description="punctuation of passages is not scored")] = True,
-        layers: Annotated[
-            int | str | list[int] | None,
-            Field(description="keep these layers of the base: N (the last N), first-N, last-N, or a list from 0"),
-        ] = None,
-        dropout: Annotated[
-            float | None, Field(ge=0, lt=1, description="dropout in training; default: as the base says")
-        ] = None,
-        revision: Annotated[str | None, Field(description="commit, tag or branch of a hub model")] = None,
+        layers: Layers = None,
+        dropout: Dropout = None,
+        revision: Revision = None,
     ) -> None:
         super().__init__()
         self.base = base

@@ -17,6 +17,7 @@ from kdfw.errors import ConfigError
 from kdfw.models import checkpoint
 from kdfw.models.attention import use_plain_attention
 from kdfw.models.forward import Budget, assemble, evaluating, micro_batches
+from kdfw.models.options import Dropout, Revision
 from kdfw.models.rows import Graph, MicroBatch, RowGroup, lengths_of
 from kdfw.models.text import TextModel, prefixed, texts_of
 from kdfw.models.tokenize import Template, single_rows, template_of
@@ -55,10 +56,8 @@ class Seq2Seq(TextModel):
         max_source_tokens: Annotated[int, Field(ge=3, description="longer sources are cut")] = 128,
         max_target_tokens: Annotated[int, Field(ge=3, description="longer references are cut")] = 128,
         source_prefix: Annotated[str, Field(description="text put before every source (T5: the task)")] = "",
-        dropout: Annotated[
-            float | None, Field(ge=0, lt=1, description="dropout in training; default: as the base says")
-        ] = None,
-        revision: Annotated[str | None, Field(description="commit, tag or branch of a hub model")] = None,
+        dropout: Dropout = None,
+        revision: Revision = None,
     ) -> None:
         super().__init__()
         if (base is None) == (scratch is None):

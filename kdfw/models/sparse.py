@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdfw.models import checkpoint
+from kdfw.models.options import Dropout, Layers, MaxPassageTokens, MaxQueryTokens, Revision
 from kdfw.models.rows import Graph, MicroBatch, RowGroup
 from kdfw.models.text import TextModel, among, by_candidate, largest, on, restore, run_transformer, texts_of
 from kdfw.models.tokenize import unique_texts
@@ -30,19 +31,14 @@ class SparseEncoder(TextModel):
         self,
         *,
         base: Annotated[str, Field(description="hub name, folder, or package:NAME of a masked language model")],
-        max_query_tokens: Annotated[int, Field(ge=3, description="longer queries are cut")] = 64,
-        max_passage_tokens: Annotated[int, Field(ge=3, description="longer passages are cut")] = 256,
+        max_query_tokens: MaxQueryTokens = 64,
+        max_passage_tokens: MaxPassageTokens = 256,
         exclude_special: Annotated[
             bool, Field(description="leave [CLS], [SEP] and the like out of the maximum (sentence-transformers cannot)")
         ] = False,
-        layers: Annotated[
-            int | str | list[int] | None,
-            Field(description="keep these layers of the base: N (the last N), first-N, last-N, or a list from 0"),
-        ] = None,
-        dropout: Annotated[
-            float | None, Field(ge=0, lt=1, description="dropout in training; default: as the base says")
-        ] = None,
-        revision: Annotated[str | None, Field(description="commit, tag or branch of a hub model")] = None,
+        layers: Layers = None,
+        dropout: Dropout = None,
+        revision: Revision = None,
     ) -> None:
         super().__init__()
         self.base = base

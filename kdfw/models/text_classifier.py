@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdfw.errors import ConfigError
 from kdfw.models import checkpoint
+from kdfw.models.options import Base, Dropout, Layers, Revision
 from kdfw.models.rows import Graph, MicroBatch, RowGroup
 from kdfw.models.text import TextModel, first_states, on, restore, run_transformer, texts_of
 from kdfw.models.tokenize import unique_texts
@@ -32,19 +33,14 @@ class TextClassifier(TextModel):
     def __init__(
         self,
         *,
-        base: Annotated[str, Field(description="hub name, folder, or package:NAME of the pretrained transformer")],
+        base: Base,
         max_tokens: Annotated[int, Field(ge=3, description="longer texts are cut")] = 128,
         extra_tokens: Annotated[
             list[str] | None, Field(description="markers in the texts that become tokens of their own: <e1>, </e1>")
         ] = None,
-        layers: Annotated[
-            int | str | list[int] | None,
-            Field(description="keep these layers of the base: N (the last N), first-N, last-N, or a list from 0"),
-        ] = None,
-        dropout: Annotated[
-            float | None, Field(ge=0, lt=1, description="dropout in training; default: as the base says")
-        ] = None,
-        revision: Annotated[str | None, Field(description="commit, tag or branch of a hub model")] = None,
+        layers: Layers = None,
+        dropout: Dropout = None,
+        revision: Revision = None,
     ) -> None:
         super().__init__()
         self.base = base
