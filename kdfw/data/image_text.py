@@ -138,6 +138,7 @@ class ImageText(IngestedDataset):
 
     def _by_split(self, records: Any) -> dict[str, list[Captioned]]:
         named: dict[str, list[Captioned]] = {}
+        files = ", ".join(map(str, self._caption_files().values()))
         for record in records:
             named.setdefault(record.split, []).append(record)
         distinct = sorted(named)
@@ -149,11 +150,12 @@ class ImageText(IngestedDataset):
             parts["train"] = [one for one in train if not in_share(one.image, self._dev_share, "dev")]
         for split in self._splits or ():
             if split not in parts:
-                raise DataError(f"no split {split!r} among the captions; found: {', '.join(order)}")
+                raise DataError(f"{files}: no split {split!r} among the captions; found: {', '.join(order)}")
         wanted = [split for split in order if self._splits is None or split in self._splits]
         empty = [split for split in wanted if not parts[split]]
         if empty or not wanted:
-            raise DataError(f"no images in split {empty[0]!r}; choose another share" if empty else "no captions")
+            fault = f"no images in split {empty[0]!r}; choose another share" if empty else "no captions"
+            raise DataError(f"{files}: {fault}")
         return {split: parts[split] for split in wanted}
 
     def _json(self, path: Path, bad: BadLines) -> Iterator[tuple[int, str, str, list[str]]]:

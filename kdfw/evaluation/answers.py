@@ -143,7 +143,12 @@ def read_passages(path: Path, bad: BadLines) -> Iterator[tuple[int, str, str]]:
 
 def _rows(path: Path, bad: BadLines) -> Iterator[tuple[int, list[str]]]:
     for line, content in read_lines(path, bad):
-        yield line, next(csv.reader([content], delimiter="\t"))
+        try:
+            row = next(csv.reader([content], delimiter="\t"))
+        except csv.Error as error:
+            bad.report(path, line, str(error), "fields are separated by tabs, and quoted where they hold one")
+            continue
+        yield line, row
 
 
 class AnswerSet(IngestedDataset):

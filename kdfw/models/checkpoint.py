@@ -476,7 +476,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{folder}: no {FILE}, so it was not saved by kdfw; name it as the `base` of a model") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: damaged ({error})") from error
     if not isinstance(found, dict) or not isinstance(found.get("type"), str):
         raise ArtifactError(f"{path}: damaged (no `type`)")

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from kdfw.amounts import Amount
 from kdfw.data.image_table import ImageTable, open_table, write_images
@@ -229,3 +231,47 @@ def test_real_pictures(data_dir: Path, tmp_path: Path) -> None:
     first = data.queries["train"]
     assert first.id(0) == "emoji_u1f600.png" and data.corpus.text(0) == "grinning face"
     assert first.image(0).shape == (32, 32, 3)  # type: ignore[attr-defined]
+
+
+_LINES = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "image": st.sampled_from(["red.png", "../red.png", "", "nowhere.png"])
+            | st.text(max_size=3)
+            | st.integers(),
+            "caption": st.text(max_size=5) | st.lists(st.text(max_size=3), max_size=2) | st.none() | st.floats(),
+            "split": st.sampled_from(["train", "val", "test", "no"]) | st.none() | st.integers(),
+        },
+    ),
+    max_size=4,
+)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    captions=st.binary(max_size=40) | _LINES.map(lambda rows: "\n".join(map(json.dumps, rows)).encode()),
+    ending=st.sampled_from([".jsonl", ".tsv"]),
+    images=st.binary(max_size=40) | st.just(b"PK\x03\x04") | st.none(),
+    image=st.binary(max_size=20) | st.integers(0, 80),
+)
+def test_any_bytes_give_an_error_of_ours_or_images(
+    tmp_path_factory: pytest.TempPathFactory, captions: bytes, ending: str, images: bytes | None, image: bytes | int
+) -> None:
+    """`image`: the bytes of a picture, or how many bytes a whole one is cut to; `images`: bytes of the archive."""
+    root = tmp_path_factory.mktemp("fuzz")
+    file, packed = root / f"captions{ending}", root / "images.zip"
+    file.write_bytes(captions)
+    whole = png((255, 0, 0))
+    archive(packed, {"red.png": whole[:image] if isinstance(image, int) else image})
+    if images is not None:
+        packed.write_bytes(images)
+    try:
+        data = opened(ImageText(captions=file, images=packed), root / "cache")
+    except (DataError, ConfigError) as error:
+        assert str(root) in str(error)
+        return
+    assert isinstance(image, int) and image >= len(whole) - 12 and images is None, (
+        "a picture was read from a damaged file"
+    )
+    assert sum(map(len, data.queries.values())) > 0

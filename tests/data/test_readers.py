@@ -26,6 +26,7 @@ from kdfw.data.ranking_files import (
 from kdfw.data.runs import read_judgements, read_run
 from kdfw.data.score_files import read_scores
 from kdfw.errors import DataError
+from kdfw.evaluation.answers import read_passages, read_questions
 
 Reader = Callable[[Path, BadLines], Any]
 
@@ -251,11 +252,13 @@ READERS: dict[str, Callable[[Path, BadLines], Any]] = {
     "labelled-json": lambda path, bad: read_labelled_json(path, bad, "text", "label", "id"),
     "labelled-tsv": lambda path, bad: read_labelled_tsv(path, bad, 0, 1),
     "aligned": lambda path, bad: read_aligned(path, path, bad),
+    "questions": read_questions,
+    "wikipedia": read_passages,
     "idx": lambda path, bad: [read_idx(path)],
 }
 _PIECES = st.sampled_from(
     [b"\t", b"\n", b"\r\n", b" ", b"1", b"0.5", b"-3", b"q1", b"{", b"}", b"[", b"]", b'"', b":", b",", b"\x00",
-     b"\xff", b"\xef\xbb\xbf", b'"query"', b'"pos"', b'"neg"', b'"scores"', b'"qid"', b'"text"', b'"_id"', b"null",
+     b"\xff", b"a\rb", b"\xef\xbb\xbf", b'"query"', b'"pos"', b'"neg"', b'"scores"', b'"qid"', b'"text"', b'"_id"', b"null",
      b"true", b"1e999", b"NaN", b"\\ud800", b"\x1f\x8b", b"\x00\x00\x08\x01", b"9" * 5000, "é\u2028".encode()]
 )  # fmt: skip
 _JSON = st.recursive(
