@@ -468,7 +468,7 @@ def _dropout_of(key: tuple[int, ...] | None, device: torch.device) -> Iterator[N
         return
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
         torch.manual_seed(seed)
         yield
 
