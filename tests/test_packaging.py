@@ -115,3 +115,14 @@ def test_an_installed_copy_plans_the_quickstart_outside_a_clone(clone: Path, tmp
     listed = run(target, "-m", "kdfw", "plugins", folder=empty)
     assert listed.returncode == 0, listed.stderr
     assert all(path.name.replace("_", "-") in listed.stdout for path in plugin_folders())
+
+
+def test_the_oldest_versions_tried_are_those_allowed(project: dict[str, Any]) -> None:
+    lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    tried = {line.replace("==", ">=") for line in lines if line and not line.startswith("#")}
+
+    def release(requirement: str) -> str:
+        name, version = requirement.split(">=")
+        return f"{name}>={'.'.join([*version.split('.'), '0', '0'][:3])}" if version.count(".") < 3 else requirement
+
+    assert {release(one) for one in tried} == {release(one) for one in project["project"]["dependencies"]}

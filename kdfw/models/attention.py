@@ -3,13 +3,11 @@
 On a CPU: three plain matrix steps. torch's fused CPU kernel is slow on short sequences; product, softmax, product is
 exact and several times faster there. On a GPU in half precision: padded rows are packed and go through a kernel for
 varying lengths (flash attention), because a padding mask would send them to a slower one. Both serve every
-transformers encoder that looks its attention up in the registry; where there is no registry, or the model does not use
-it, nothing changes.
+transformers encoder that looks its attention up in the registry; where a model does not, nothing changes.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,8 +32,9 @@ LANES = 16
 
 def use_plain_attention(model: Any) -> bool:
     """Make a transformers model use it on a CPU; False (and nothing changed) when it cannot."""
-    if not _register() or not hasattr(model, "set_attn_implementation"):
+    if not hasattr(model, "set_attn_implementation"):
         return False
+    _register()
     if getattr(model.config, "_attn_implementation", None) not in ("sdpa", "eager"):
         return False
     try:
@@ -45,13 +44,10 @@ def use_plain_attention(model: Any) -> bool:
     return True
 
 
-def _register() -> bool:
-    """Enter the function and its mask builder into the registries; False when transformers has none."""
-    try:
-        from transformers import AttentionInterface
-        from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, sdpa_mask
-    except ImportError:
-        return False
+def _register() -> None:
+    """Enter the function and its mask builder into the registries."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, sdpa_mask
 
     def build_mask(*args: Any, **given: Any) -> Tensor | None:
         """(R, 1, L, K) as transformers builds it; one of padding alone as a view that says so (stride 0 along L)."""
@@ -65,7 +61,6 @@ def _register() -> bool:
 
     AttentionInterface.register(NAME, plain_attention)
     AttentionMaskInterface.register(NAME, build_mask)
-    return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,18 +94,15 @@ def packed(mask: Tensor) -> Packing:
 
 def _packs(device: torch.device) -> bool:
     """Whether a kernel for varying lengths would be used: only a GPU has one, for half precision."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0) or _varlen() is None:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     return torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") in (torch.float16, torch.bfloat16)
 
 
-@functools.cache
-def _varlen() -> Callable[..., Any] | None:
-    """torch's flash attention over rows of varying lengths; None in a torch without it (before 2.10)."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
+def _varlen() -> Callable[..., Any]:
+    """torch's flash attention over rows of varying lengths."""
+    from torch.nn.attention.varlen import varlen_attn
+
     return varlen_attn
 
 
@@ -217,7 +209,6 @@ def padding_bias(seen: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
 def _packed(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float | None) -> Tensor:
     """(R, L, heads, width), zero at padding: attention among the real tokens of each row."""
     kernel = _varlen()
-    assert kernel is not None
     rows, heads, length, width = query.shape
     flat = [part.transpose(1, 2).reshape(rows * length, heads, -1)[packing.places] for part in (query, key, value)]
     mixed = kernel(*flat, packing.starts, packing.starts, packing.length, packing.length, scale=scaling)
