@@ -106,6 +106,8 @@ class _Encoder:
         return {**self.__dict__, "packed": {}}  # tensors in the processor's layout cannot be copied
 
     def __call__(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **named: Any) -> Any:
+        if torch.compiler.is_compiling():  # before anything that the compiler cannot follow
+            return self.own(hidden_states, attention_mask, *args, **named)
         kind = self.kind(hidden_states, attention_mask)
         if kind is None:
             self.packed.clear()  # weights that learn would be packed again each time
@@ -119,7 +121,7 @@ class _Encoder:
         """The type to compute in; None: the short way cannot be taken."""
         if not _wanted.get() or torch.is_grad_enabled() or self.module.training or states.device.type != "cpu":
             return None
-        if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or states.shape[1] > MAX_LENGTH:
+        if states.shape[1] > MAX_LENGTH:
             return None
         if _watched(self.module):
             return None

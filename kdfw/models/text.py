@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -196,9 +195,11 @@ def run_transformer(transformer: Any, micro: MicroBatch, hidden: bool = False, m
     packing = packing_of(transformer, seen)
     if packing is not None:
         inputs["packing"] = packing
-    # the short way leaves no states of single layers
-    with contextlib.nullcontext() if hidden else fused():
-        return transformer(**inputs, output_hidden_states=hidden, return_dict=True)
+    inputs |= {"output_hidden_states": hidden, "return_dict": True}
+    if hidden or torch.compiler.is_compiling():  # the short way leaves no states of single layers
+        return transformer(**inputs)
+    with fused():
+        return transformer(**inputs)
 
 
 def first_states(output: Any) -> Tensor:

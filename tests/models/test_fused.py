@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from kdfw.models import fused
 from kdfw.models.attention import use_plain_attention
 from kdfw.models.bi_encoder import BiEncoder
-from kdfw.models.forward import encode_texts, signals_of
+from kdfw.models.forward import assemble, encode_texts, signals_of
 from kdfw.models.precision import has_native_bf16, numerics
 from kdfw.types import Batch, Text
 from tests.tiny import write_bert
@@ -237,3 +238,18 @@ def test_hidden_states_come_from_the_layers(tmp_path: Path, onednn: None, taken:
     found = signals_of(model, batch, frozenset({"logits", "query_hidden"}))
     assert found.extra["query_hidden"].shape == (1, 2, 32)
     assert len(taken) == 1, "the passages alone take the short way"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_compiler_sees_one_graph(training: bool, tmp_path: Path, taken: list[torch.dtype]) -> None:
+    model = BiEncoder(base=str(write_bert(tmp_path / "bert")), max_passage_tokens=32)
+    model.load()
+    model.train(training)
+    texts = [Text(source=None, made=text) for text in ("water stone river", "water", "engine")]
+    group = model.text_rows(texts, "passage")
+    micro = assemble(group, np.arange(3), torch.device("cpu"))
+    torch._dynamo.reset()
+    with torch.set_grad_enabled(training):
+        seen = torch._dynamo.explain(model.encode)(micro, frozenset({"embedding"}))
+    assert (seen.graph_count, seen.graph_break_count) == (1, 0), seen.break_reasons
+    assert taken == []
