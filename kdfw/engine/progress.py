@@ -46,12 +46,10 @@ class Lines:
             return
         self.last = now
         rate = (self.done - self.first) / (now - self.began)
-        left = (self.total - self.done) / rate if rate else float("inf")
+        speed = f"{rate:.1f} {self.unit}/s" if rate >= 1 or not rate else f"{1 / rate:.1f} s/{self.unit}"
+        left = _time((self.total - self.done) / rate) if rate else "unknown time"
         values = " ".join(f"{name}={_short(value)}" for name, value in shown.items())
-        log.info(
-            "%s: %d/%d %s, %.1f %s/s, %.0f s left %s",
-            self.title, self.done, self.total, self.unit, rate, self.unit, left, values,
-        )  # fmt: skip
+        log.info("%s: %d/%d %s, %s, %s left %s", self.title, self.done, self.total, self.unit, speed, left, values)
 
     def __enter__(self) -> Lines:
         return self
@@ -78,6 +76,11 @@ def progress(total: int, title: str, unit: str = "it", *, main: bool = True, sta
     if not main:
         return Silent()
     return (Bar if sys.stderr.isatty() else Lines)(total, title, unit, start)
+
+
+def _time(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"
 
 
 def _short(value: object) -> str:
