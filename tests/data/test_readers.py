@@ -258,8 +258,8 @@ READERS: dict[str, Callable[[Path, BadLines], Any]] = {
 }
 _PIECES = st.sampled_from(
     [b"\t", b"\n", b"\r\n", b" ", b"1", b"0.5", b"-3", b"q1", b"{", b"}", b"[", b"]", b'"', b":", b",", b"\x00",
-     b"\xff", b"a\rb", b"\xef\xbb\xbf", b'"query"', b'"pos"', b'"neg"', b'"scores"', b'"qid"', b'"text"', b'"_id"', b"null",
-     b"true", b"1e999", b"NaN", b"\\ud800", b"\x1f\x8b", b"\x00\x00\x08\x01", b"9" * 5000, "é\u2028".encode()]
+     b"\xff", b"a\rb", b"\xef\xbb\xbf", b'"query"', b'"pos"', b'"neg"', b'"scores"', b'"qid"', b'"text"', b'"_id"',
+     b"null", b"true", b"1e999", b"NaN", b"\\ud800", b"\x1f\x8b", b"\x00\x00\x08\x01", b"9" * 5000, "é\u2028".encode()]
 )  # fmt: skip
 _JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=4),
