@@ -282,9 +282,9 @@ def _method_stages(
     spec = check("method", raw["method"], path, registry, source.where, problems)
     if spec is None:
         return None
-    method = spec.build()
-    assert isinstance(method, Method)
     try:
+        method = spec.build()
+        assert isinstance(method, Method)
         return method.expand({key: value for key, value in raw.items() if key != "method"})
     except KdfwError as error:
         problems.append(Problem(where=source.where(path), found=str(error)))

@@ -98,6 +98,8 @@ class Train(Stage):
 
 class Twice(Method):
     def __init__(self, *, rounds: int = 2) -> None:
+        if rounds > 5:
+            raise ConfigError("at most 5 rounds")
         self.rounds = rounds
 
     def expand(self, recipe: Any) -> list[dict[str, Any]]:
@@ -263,6 +265,12 @@ def test_faults_in_a_repeated_block_are_reported_once(registry: Registry):
     text = "data: {type: toy}\nstages:\n  - repeat: 3\n    stages:\n      - {type: mine, depht: 1}\n"
     found = problems(text, registry)
     assert len(found) == 1 and "did you mean 'depth'?" in found[0]
+
+
+def test_what_a_method_refuses_has_its_place(registry: Registry):
+    text = "data: {type: toy}\nmodels: {student: {type: toy-model, base: a}}\nmethod: {type: twice, rounds: 9}\n"
+    found = problems(text, registry)
+    assert len(found) == 1 and found[0].startswith("r.yaml:3: method") and "at most 5 rounds" in found[0]
 
 
 def test_a_method_expands_into_visible_stages(registry: Registry):
