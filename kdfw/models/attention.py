@@ -150,41 +150,83 @@ def plain_attention(
     if query.device.type != "cpu" or keys > MAX_LENGTH or unusual:
         return _fused(module, query, key, value, attention_mask, dropout, scaling, is_causal, rest)
     scale = width**-0.5 if scaling is None else scaling
-    together = max(1, MAX_SCORES // (heads * length * keys))
+    seen = mask = None
+    if padding and attention_mask is not None:
+        seen = attention_mask[:, 0, 0].expand(rows, -1)
+    else:
+        mask = attention_mask
+    added = padding_of(query, keys, seen, masked=mask is not None)
+    return attend(query * scale, key, value, added, mask, dropout), None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Padding:
+    """What is added to the scores because of padding; the same for every layer."""
+
+    bias: Tensor | None
+    """(R * heads, 1, K): 0 where a key is seen, elsewhere the least finite number; None: every key is seen."""
+    missing: int
+    """How many of the K keys are none: they fill up the last lanes."""
+
+
+def padding_of(query: Tensor, keys: int, seen: Tensor | None, *, masked: bool = False) -> Padding:
+    """The padding of some rows.
+
+    Args:
+        query: (R, heads, L, width), whose shape and type count.
+        keys: how many there are.
+        seen: (R, keys) bool; None: all.
+        masked: a mask of another kind will be applied too, as wide as there are keys.
+    """
+    rows, heads = query.shape[:2]
+    missing = -keys % LANES if query.dtype in HALVES and not masked else 0
+    if missing and seen is None:
+        seen = torch.ones(rows, keys, dtype=torch.bool, device=query.device)
+    if seen is None:
+        return Padding(bias=None, missing=0)
+    seen = nn.functional.pad(seen, (0, missing))
+    # not -inf: a row of padding only must not become NaN
+    bias = torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, torch.finfo(query.dtype).min)
+    spread = bias[:, None].expand(rows, heads, keys + missing).reshape(rows * heads, 1, keys + missing)
+    return Padding(bias=spread, missing=missing)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, padding: Padding, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """(R, L, heads, width): softmax(query key^T + padding + mask) value, a block of rows at a time.
+
+    Args:
+        query: (R, heads, L, width), already scaled; key, value: (R, heads, K, width).
+        mask: of another kind than padding: (R or 1, 1, L, K), bool with True where a key may be seen or to be added.
+    """
+    rows, heads, length, _ = query.shape
+    together = max(1, MAX_SCORES // (heads * length * key.shape[2]))
     parts = []
     for begin in range(0, rows, together):
         some = slice(begin, begin + together)
-        mask = None if attention_mask is None else attention_mask[some] if len(attention_mask) > 1 else attention_mask
-        parts.append(_plain(query[some], key[some], value[some], mask, dropout, scale))
+        bias = None if padding.bias is None else padding.bias[begin * heads : (begin + together) * heads]
+        own = mask if mask is None or len(mask) == 1 else mask[some]
+        parts.append(_plain(query[some], key[some], value[some], bias, padding.missing, own, dropout))
     mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return mixed.transpose(1, 2).contiguous(), None
+    return mixed.transpose(1, 2).contiguous()
 
 
-def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float) -> Tensor:
-    """(R, heads, L, width), as `plain_attention` before its transposition."""
+def _plain(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, missing: int, mask: Tensor | None, dropout: float
+) -> Tensor:
+    """(R, heads, L, width), as `attend` before its transposition."""
     rows, heads, length, width = query.shape
-    keys = key.shape[2]
-    seen = None
-    if mask is not None and mask.dtype == torch.bool and mask.stride(2) == 0:
-        seen = mask[:, 0, 0]  # padding: the same for every query position
-    missing = -keys % LANES if query.dtype in HALVES and (mask is None or seen is not None) else 0
     if missing:
-        if seen is None:
-            seen = torch.ones(rows, keys, dtype=torch.bool, device=query.device)
-        seen = nn.functional.pad(seen, (0, missing))
         key, value = (nn.functional.pad(part, (0, 0, 0, missing)) for part in (key, value))
-        keys += missing
-    flat_query = (query * scale).reshape(rows * heads, length, width)
+    keys = key.shape[2]
+    flat_query = query.reshape(rows * heads, length, width)
     turned = key.reshape(rows * heads, keys, width).transpose(1, 2)
-    if seen is not None:
-        # added by the product itself, which costs a quarter of filling the scores afterwards
-        scores = torch.baddbmm(padding_bias(seen, heads, query.dtype), flat_query, turned)
-    else:
-        scores = torch.bmm(flat_query, turned)
-    if mask is not None and seen is None:
+    # padding is added by the product itself, which costs a quarter of filling the scores afterwards
+    scores = torch.bmm(flat_query, turned) if bias is None else torch.baddbmm(bias, flat_query, turned)
+    if mask is not None:
         scores = scores.view(rows, heads, length, keys)
         if mask.dtype == torch.bool:
-            # the least finite number, not -inf: a row of padding only must not become NaN
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         else:
             scores = scores + mask.to(scores.dtype)
@@ -194,16 +236,6 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropo
         weights = nn.functional.dropout(weights, dropout, training=True)
     mixed = torch.bmm(weights.to(value.dtype), value.reshape(rows * heads, keys, -1))
     return mixed.view(rows, heads, length, -1)
-
-
-def padding_bias(seen: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-    """(R * heads, 1, K): 0 where a key (R, K) is seen, elsewhere the least finite number.
-
-    Not -inf: a row of padding only must not become NaN.
-    """
-    rows, keys = seen.shape
-    bias = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
-    return bias[:, None].expand(rows, heads, keys).reshape(rows * heads, 1, keys)
 
 
 def _packed(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float | None) -> Tensor:

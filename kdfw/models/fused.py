@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdfw.models.attention import HALVES, LANES, MAX_LENGTH, MAX_SCORES, padding_bias
+from kdfw.models.attention import MAX_LENGTH, Padding, attend, padding_of
 
 _wanted: contextvars.ContextVar[bool] = contextvars.ContextVar("fused", default=False)
 
@@ -121,23 +121,21 @@ class _Encoder:
         """The type to compute in; None: the short way cannot be taken."""
         if not _wanted.get() or torch.is_grad_enabled() or self.module.training or states.device.type != "cpu":
             return None
-        if states.shape[1] > MAX_LENGTH:
-            return None
-        if _watched(self.module):
-            return None
-        # weights made in inference mode do not say when they change
-        if any(value.is_inference() for value in self.module.parameters()):
-            return None
         # a mask of padding alone is a view that says so: see `attention._register`
         if mask is not None and (mask.dtype != torch.bool or mask.dim() != 4 or mask.stride(2) != 0):
             return None
         if torch.is_autocast_enabled("cpu"):
             kind = torch.get_autocast_dtype("cpu")
-            return kind if kind is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
-        matmul = getattr(torch.backends.mkldnn, "matmul", None)
-        # the route that `precision.numerics` chose, after it measured its error
-        onednn = getattr(matmul, "fp32_precision", None) == "bf16"
-        return torch.float32 if onednn and states.dtype == torch.float32 else None
+            usable = kind is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        else:
+            kind = states.dtype
+            # the route that `precision.numerics` chose, after it measured its error
+            backend: Any = torch.backends.mkldnn
+            usable = kind is torch.float32 and backend.matmul.fp32_precision == "bf16"
+        if not usable or states.shape[1] > MAX_LENGTH or _watched(self.module):
+            return None
+        # weights made in inference mode do not say when they change
+        return None if any(value.is_inference() for value in self.module.parameters()) else kind
 
     def run(self, states: Tensor, mask: Tensor | None, kind: torch.dtype) -> Tensor:
         """(R, L, H) -> (R, L, H), at padding something finite."""
@@ -145,12 +143,15 @@ class _Encoder:
         seen = None if mask is None else mask[:, 0, 0].expand(rows, -1)
         heads = int(self.module.config.num_attention_heads)
         activation, algorithm = _ACTIVATIONS[self.module.config.hidden_act]
-        attend = _Attention(seen, rows, length, heads, kind)
+        padding: Padding | None = None
         product = torch.ops.mkldnn._linear_pointwise
         flat = states.reshape(rows * length, width)
         with torch.autocast("cpu", enabled=False):
             for layer in self.weights(kind):
-                mixed = attend(product(flat, *layer.attention, "none", [], ""))
+                inputs = product(flat, *layer.attention, "none", [], "").view(rows, length, 3, heads, -1)
+                query, key, value = inputs.permute(2, 0, 3, 1, 4)
+                padding = padding or padding_of(query, length, seen)
+                mixed = attend(query, key, value, padding).view(rows * length, -1)
                 flat = _normed(product.binary(mixed, flat, *layer.out, "add"), layer.norms[0])
                 inner = product(flat, *layer.up, activation, [], algorithm)
                 flat = _normed(product.binary(inner, flat, *layer.down, "add"), layer.norms[1])
@@ -185,40 +186,3 @@ def _pack(layer: Any, kind: torch.dtype) -> _Packed:
 
 def _normed(states: Tensor, norm: nn.LayerNorm) -> Tensor:
     return nn.functional.layer_norm(states, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-
-
-class _Attention:
-    """softmax(query key^T + padding) value for every row. What depends on the padding alone is made once."""
-
-    def __init__(self, seen: Tensor | None, rows: int, length: int, heads: int, kind: torch.dtype) -> None:
-        self.rows, self.length, self.heads = rows, length, heads
-        self.missing = -length % LANES if kind in HALVES else 0
-        if self.missing and seen is None:
-            seen = torch.ones(rows, length, dtype=torch.bool)
-        if seen is not None:
-            seen = nn.functional.pad(seen, (0, self.missing))
-        self.bias = None if seen is None else padding_bias(seen, heads, kind)
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """(R * L, 3 * H) -> (R * L, H)."""
-        rows, length, heads = self.rows, self.length, self.heads
-        query, key, value = inputs.view(rows, length, 3, heads, -1).permute(2, 0, 3, 1, 4)  # (R, heads, L, width)
-        together = max(1, MAX_SCORES // (heads * length * (length + self.missing)))
-        width = query.shape[-1]
-        found = inputs.new_empty(rows, length, heads, width)
-        for begin in range(0, rows, together):
-            end = min(rows, begin + together)
-            some = (end - begin) * heads
-            one = query[begin:end].reshape(some, length, width)
-            keys, values = (
-                nn.functional.pad(part[begin:end], (0, 0, 0, self.missing)).reshape(some, -1, width)
-                for part in (key, value)
-            )
-            turned = keys.transpose(1, 2)
-            if self.bias is None:
-                scores = torch.bmm(one, turned)
-            else:
-                scores = torch.baddbmm(self.bias[begin * heads : end * heads], one, turned)
-            mixed = torch.bmm(scores.softmax(-1), values)
-            found[begin:end] = mixed.view(end - begin, heads, length, width).transpose(1, 2)
-        return found.view(rows * length, heads * width)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdfw.models import fused
+from kdfw.models import attention, fused
 from kdfw.models.attention import use_plain_attention
 from kdfw.models.bi_encoder import BiEncoder
 from kdfw.models.forward import assemble, encode_texts, signals_of
@@ -96,7 +96,7 @@ def test_same_states(
     model, given = model_of(name, **options), inputs(padded)
     expected = states(model, given)
     assert use_plain_attention(model) and fused.prepare(model)
-    monkeypatch.setattr(fused, "MAX_SCORES", 3 * 19 * 19 * 2)  # rows of a micro-batch in two parts
+    monkeypatch.setattr(attention, "MAX_SCORES", 3 * 19 * 19 * 2)  # rows of a micro-batch in two parts
     with fused.fused():
         found = states(model, given)
     assert taken == [torch.float32]
