@@ -99,34 +99,37 @@ def commit(name: str, revision: str | None = None) -> str | None:
     fingerprint, also when the branch has moved since. `config.json` comes into the local cache on the way, which
     remembers the commit for the next run.
     """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download
 
     if (name, revision) not in _commits:
-        try:
-            found = try_to_load_from_cache(name, "config.json", revision=revision)
-        except (ValueError, OSError) as error:  # a name the hub could not have
-            raise ConfigError(f"base: {name!r} is neither a folder nor a hub name ({str(error)[:100]})") from error
-        if not isinstance(found, str):
+        folder = _downloaded(name, revision)
+        if folder is None:
             try:
                 with quiet():
-                    found = hf_hub_download(name, "config.json", revision=revision)
+                    folder = Path(hf_hub_download(name, "config.json", revision=revision)).parent
             except Exception as error:  # no network, no such model, no permission: loading says so if it comes to that
                 log.debug("the hub does not say at which commit %s is: %s", name, error)
                 return None
-        _commits[name, revision] = Path(found).parent.name
+        _commits[name, revision] = folder.name
     return _commits[name, revision]
 
 
-def configuration(base: str, revision: str | None = None) -> dict[str, Any] | None:
-    """`config.json` of a base; None for a hub model that neither the local cache nor the hub gives."""
-    folder = locate(base)
-    if folder is None:
-        from huggingface_hub import try_to_load_from_cache
+def _downloaded(name: str, revision: str | None) -> Path | None:
+    """The folder of a hub model in the local cache, named by its commit."""
+    from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(base, "config.json", revision=commit(base, revision) or revision)
-        if not isinstance(found, str):
-            return None
-        folder = Path(found).parent
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except (ValueError, OSError) as error:  # a name the hub could not have
+        raise ConfigError(f"base: {name!r} is neither a folder nor a hub name ({str(error)[:100]})") from error
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def configuration(base: str, revision: str | None = None) -> dict[str, Any] | None:
+    """`config.json` of a base; None for a hub model that is not in the local cache."""
+    folder = locate(base) or _downloaded(base, revision)
+    if folder is None:
+        return None
     try:
         read = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
