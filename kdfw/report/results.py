@@ -188,9 +188,11 @@ def _setting(system: System) -> str:
 
 
 def _system_name(system: System, found: Evaluation, setting: str) -> Child:
-    tags = [" baseline"] if system.name == found.baseline else []
-    below = element("span", setting, class_="tag below") if setting else ""
-    return [system.name, *(element("span", tag, class_="tag") for tag in tags), below]
+    return [
+        system.name,
+        element("span", " baseline", class_="tag") if system.name == found.baseline else "",
+        element("span", setting, class_="tag below") if setting else "",
+    ]
 
 
 def _measure_cell(system: System, name: str, best: float | None) -> Cell:
