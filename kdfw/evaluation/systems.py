@@ -272,13 +272,11 @@ def _shared(systems: Sequence[Compared]) -> list[Compared]:
     found: list[Compared] = []
     for system in systems:
         group = by_name.get(system.name, []) if system.run else []
-        seeds = [seed for member in group for seed in member.seeds]
-        same = len(seeds) > 1 and {member.run for member in group} == runs and all(seed == seeds[0] for seed in seeds)
-        if not same or system.name in files:
+        everywhere = len(group) > 1 and {member.run for member in group} == runs
+        if not everywhere or system.name in files or any(member.seeds != group[0].seeds for member in group):
             found.append(system)
         elif system is group[0]:
-            facts = _mean_facts([member.facts for member in group])
-            found.append(replace(system, run="", seeds=seeds[:1], facts=facts))
+            found.append(replace(system, run="", facts=_mean_facts([member.facts for member in group])))
     return found
 
 

@@ -68,6 +68,18 @@ def test_seeds_of_one_recipe_are_one_system_and_what_never_changes_stands_once(t
     assert list(apart["systems"]) == ["bm25", "a/distill", "b/distill", "c/distill"]
 
 
+def test_what_two_recipes_share_stands_once_with_all_its_seeds(tmp_path: Path) -> None:
+    runs = []
+    for seed, teacher in ((1, BASE), (2, [0.4, 0.3, 0.2, 0.9])):
+        for number, loss in enumerate(("kl", "mse")):
+            student = [value + 0.01 * number for value in teacher]
+            systems = {"teacher": teacher, "distill": student}
+            runs.append(write_run(tmp_path / f"{loss}-seed{seed}", {"test": systems}, seed=seed, loss=loss))
+    (result,) = compare_runs(runs)
+    assert list(result["systems"]) == ["teacher", "kl/distill", "mse/distill"]
+    assert result["systems"]["teacher"]["measures"]["RR"]["by_seed"] == pytest.approx([0.25, 0.45])
+
+
 def test_two_runs_of_one_recipe_and_seed_stay_apart(tmp_path: Path) -> None:
     one = write_run(tmp_path / "a", {"test": {"distill": BASE}})
     two = write_run(tmp_path / "b", {"test": {"distill": [*BASE[:3], 0.9]}})
