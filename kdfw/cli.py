@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     def recipe_arguments(
         sub: argparse.ArgumentParser, also: str = "", out: str = "run folder; default: runs/<name>"
     ) -> None:
-        sub.add_argument("recipe", help=f"path of a recipe, or the name of one that ships with kdfw (quickstart){also}")
+        sub.add_argument("recipe", help=f"path of a recipe, or the name of a shipped one, such as quickstart{also}")
         sub.add_argument("settings", nargs="*", metavar="key.path=value", help="values that replace the recipe's")
         sub.add_argument("--out", type=Path, help=out)
         sub.add_argument("--cache", type=Path, help="shared cache; default: $KDFW_CACHE, or beside the runs")

@@ -109,7 +109,10 @@ def compare_evaluation(
     evaluation: Evaluation, measures: Sequence[str] | None = None, baseline: str | None = None, seed: int = 0
 ) -> dict[str, Any]:
     """`compare` of the systems of one evaluate stage, with its name and what it `measured_on`."""
-    result = compare(evaluation.systems, measures, baseline, seed)
+    try:
+        result = compare(evaluation.systems, measures, baseline, seed)
+    except DataError as error:
+        raise DataError(f"evaluate stage {evaluation.name}: {error}" if evaluation.name else str(error)) from error
     about = {"stage": evaluation.name, "measured_on": evaluation.measured_on, "notes": evaluation.notes}
     return {**about, **result}
 

@@ -80,6 +80,14 @@ def test_what_two_recipes_share_stands_once_with_all_its_seeds(tmp_path: Path) -
     assert result["systems"]["teacher"]["measures"]["RR"]["by_seed"] == pytest.approx([0.25, 0.45])
 
 
+def test_a_baseline_that_one_stage_lacks_is_an_error_that_names_the_stage(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", {"test": {"bm25": BASE, "distill": BASE}, "other": {"distill": BASE}})
+    with pytest.raises(DataError, match="evaluate stage other: no run 'bm25' to be the baseline.*Known: distill"):
+        compare_runs([run], baseline="bm25")
+    (result,) = compare_runs([run], baseline="bm25", stage="test")
+    assert result["baseline"] == "bm25"
+
+
 def test_two_runs_of_one_recipe_and_seed_stay_apart(tmp_path: Path) -> None:
     one = write_run(tmp_path / "a", {"test": {"distill": BASE}})
     two = write_run(tmp_path / "b", {"test": {"distill": [*BASE[:3], 0.9]}})
