@@ -455,6 +455,10 @@ class Augmenter(Component):
     def bind(self, data: Data, split: str, context: StageContext) -> None:
         """Open what is needed: a tokenizer, pseudo-queries."""
 
+    def counts(self, candidates: int) -> tuple[int, int]:
+        """Of an example of so many candidates: (how many it has afterwards, how many of them this made), at most."""
+        return candidates, candidates if self.makes_texts else 0
+
     def apply(self, example: Example, clock: Clock, rng: np.random.Generator) -> Example:
         raise NotImplementedError
 

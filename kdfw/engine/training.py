@@ -297,21 +297,32 @@ class Train(Stage):
             steps, examples = steps.at_most(), examples.at_most()
         work = Workload(amounts={"steps": steps, "examples": examples})
         trained = self.trained_models().values()
+        candidates, made = self._counts(plan)
         for reference in trained:
-            work = work + self._reading(plan, reference, examples).with_backward()
+            work = work + self._reading(plan, reference, examples, candidates).with_backward()
         for reference in self.teachers:
-            if isinstance(plan.model(reference), Model) and reference not in trained:
-                work = work + self._reading(plan, reference, examples)
+            model = plan.model(reference)
+            if isinstance(model, Model) and reference not in trained:
+                work = work + self._reading(plan, reference, examples, candidates)
+            elif model is None and made:
+                work = work + self._reading(plan, reference, examples, made)
         return work
 
-    def _reading(self, plan: PlanView, reference: str, examples: Amount) -> Workload:
-        """One forward pass of a model over all examples."""
+    def _counts(self, plan: PlanView) -> tuple[int, int]:
+        """(candidates of an example, how many of them are made on the fly), at most; 0 where nobody can say."""
+        candidates, made = self.sampler_of(plan.task).num_candidates or 0, 0
+        for augmenter in self.augment:
+            candidates, more = augmenter.counts(candidates)
+            made = min(candidates, made + more)
+        return candidates, made
+
+    def _reading(self, plan: PlanView, reference: str, examples: Amount, candidates: int) -> Workload:
+        """One forward pass of a model, or of the model that gave stored scores, over so many candidates an example."""
         if plan.task != "ranking":
             return plan.reading(reference, items=examples, split=self.split)
-        candidates = self.sampler_of(plan.task).num_candidates
-        if candidates is None:
+        if not candidates:
             return Workload()
-        model = plan.model(reference)
+        model = plan.model(reference) or plan.scorer(reference)
         if isinstance(model, Model) and model.search:
             return plan.encoding(reference, queries=examples, passages=examples * candidates, split=self.split)
         return plan.scoring(reference, queries=examples, pairs=examples * candidates, split=self.split)

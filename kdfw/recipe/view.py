@@ -126,11 +126,11 @@ class PlanView:
         return Workload(amounts=amounts)
 
     def scoring(self, name: str, *, queries: Amount, pairs: Amount, split: str) -> Workload:
-        """What it takes a model to score pairs of queries of a split and passages.
+        """What it takes a model to score pairs of queries of a split and passages; of stored scores, who gave them.
 
         A model with vectors encodes each text once, any other reads every pair.
         """
-        model = self.model(name)
+        model = self.model(name) or self.scorer(name)
         if isinstance(model, Model) and model.search:
             return self.encoding(name, queries=queries, passages=pairs.within(self.sizes.passages), split=split)
         amounts = {"pairs read": pairs}
@@ -158,7 +158,7 @@ class PlanView:
         return Workload(amounts={"bytes of vectors": texts * shape.width * bytes_per_number})
 
     def _shape(self, name: str) -> Shape | None:
-        model = self.model(name)
+        model = self.model(name) or self.scorer(name)
         return model.shape() if isinstance(model, Model) else None
 
 

@@ -81,6 +81,10 @@ class DarkExamples(Augmenter):
         if not self._pieces.is_fast:
             raise ConfigError(f"augmenter adam-dark-examples: tokenizer {self.tokenizer!r} is not a fast tokenizer")
 
+    def counts(self, candidates: int) -> tuple[int, int]:
+        made = self.reinforced + self.noisy
+        return candidates + made, made
+
     def apply(self, example: Example, clock: Clock, rng: np.random.Generator) -> Example:
         positive = next((c for c in example.candidates if c.kind == "positive"), None)
         if positive is None:

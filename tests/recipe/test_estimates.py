@@ -110,6 +110,19 @@ def test_steps_and_patience(recipe: Path, tmp_path: Path, capsys: pytest.Capture
     assert stages["distill"]["amounts"]["examples"] == {"value": 72, "sure": "up to"}
 
 
+def test_candidates_made_on_the_fly_are_encoded_and_scored_too(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = recipe.read_text().replace("teachers: [scores, ranker]", "teachers: [scores]")
+    made = tmp_path / "made.yaml"
+    augment = "augment: [{type: adam-dark-examples, reinforced: 1, noisy: 1}]"
+    made.write_text(text.replace("    losses: [{type: kl}]\n", f"    losses: [{{type: kl}}]\n    {augment}\n"))
+    stages = planned(capsys, str(made), "--cache", str(tmp_path / "cache"))
+    # 24 examples of a query, 4 candidates that are drawn, and 2 that are made and nobody has scored yet
+    assert stages["distill"]["amounts"]["texts encoded"] == {"value": 24 * (1 + 4 + 2), "sure": "up to"}
+    assert stages["distill"]["amounts"]["pairs read"] == {"value": 24 * 2, "sure": "up to"}
+
+
 MINILM = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "vocab_size": 30_522}
 
 
