@@ -283,18 +283,28 @@ def _style(text: str) -> str:
     return re.sub(r"font: ([^;]*?)([\d.]+px) [^;]*", r"font: \1\2 system-ui, sans-serif", text)
 
 
+_TICKS: tuple[tuple[float, tuple[float, ...]], ...] = (
+    (0.35, (1, 1.2, 1.4, 1.6, 1.8, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)),
+    (1.2, (1, 1.5, 2, 3, 4, 5, 7)),
+    (2.5, (1, 2, 5)),
+    (math.inf, (1,)),
+)
+"""(Decades that an axis is shorter than, what is marked in each of them)."""
+
+
 def _log_ticks(axes: Axes, values: Sequence[float]) -> None:
     """Round numbers on a logarithmic axis, as many as its length bears."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     low, high = (math.log10(value) for value in axes.get_xlim())
-    decades = high - low
-    factors = (1, 1.5, 2, 3, 4, 5, 7) if decades < 1.2 else (1, 2, 5) if decades < 2.5 else (1,)
-    powers = range(math.floor(low), math.ceil(high) + 1)
-    places = [
-        factor * 10.0**power for power in powers for factor in factors if low <= math.log10(factor) + power <= high
-    ]
-    axes.xaxis.set_major_locator(FixedLocator(places or sorted(set(values))))
+    for most, factors in _TICKS:
+        powers = range(math.floor(low), math.ceil(high) + 1)
+        places = [
+            factor * 10.0**power for power in powers for factor in factors if low <= math.log10(factor) + power <= high
+        ]
+        if high - low < most and len(places) > 1:
+            break
+    axes.xaxis.set_major_locator(FixedLocator(places if len(places) > 1 else sorted(set(values))))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
 
