@@ -388,6 +388,19 @@ def test_thinning_keeps_spikes_and_ends() -> None:
     assert [x for x, _ in kept] == sorted(x for x, _ in kept)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "marks"),
+    [
+        (15.6e6, 22.7e6, ["16M", "18M", "20M", "22.5M"]),
+        (15.6e6, 15.9e6, ["15.6M", "15.9M"]),
+        (300, 3000, ["200", "500", "1,000", "2,000"]),
+    ],
+)
+def test_a_logarithmic_axis_has_marks_however_short_it_is(low: float, high: float, marks: list[str]) -> None:
+    drawn = re.findall(r">([^<>]+)</text>", str(scatter("t", {"one": (low, 0.5), "two": (high, 0.6)}, "x label")))
+    assert drawn[: drawn.index("x label")] == marks
+
+
 def test_figures_of_nothing_are_nothing() -> None:
     assert lines("t", {}) == "" and lines("t", {"a": []}) == "" and sorted_bars("t", [], "x", "d") == ""
     assert scatter("t", {"a": (1.0, 1.0), "b": (0.0, 1.0)}, "x") == "" and intervals("t", {}, "x") == ""
