@@ -23,6 +23,7 @@ from kdfw.evaluation.significance import (
 from kdfw.evaluation.statistics import INPUTS, Statistic, statistic_of
 from kdfw.evaluation.systems import Compared, Evaluation, load_evaluations
 from kdfw.evaluation.table import Style, grid, number
+from kdfw.evaluation.tasks import has_relations
 from kdfw.types import Qrels
 
 COSTS = {
@@ -121,7 +122,7 @@ def shared_measures(values: Sequence[Mapping[str, Any]], classes: Sequence[str] 
     """Measures that all of some systems have, per query or as a statistic of their columns."""
     first = values[0]
     derived = [name for name in ("spearman", "pearson", "macro-f1", "relation-f1") if name not in first]
-    if not classes:
+    if not has_relations(classes):
         derived = [name for name in derived if name != "relation-f1"]
     own = [name for name in first if name not in INPUTS and all(name in each for each in values)]
     return own + [name for name in derived if _statistic(name, values, classes) is not None]

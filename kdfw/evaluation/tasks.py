@@ -173,16 +173,21 @@ def micro_f1(predicted: np.ndarray, labels: np.ndarray, without: int | None = No
 _DIRECTED = re.compile(r"(.+)\((e1,e2|e2,e1)\)")
 
 
+def has_relations(classes: Sequence[str]) -> bool:
+    """Whether `relation-f1` means anything with classes of these names."""
+    return any(_DIRECTED.fullmatch(name) for name in classes)
+
+
 def relation_f1(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> float:
     """SemEval-2010 task 8's official measure: macro-F1 over the relations, `Other` left out, direction counted.
 
     A prediction of the right relation in the wrong direction is wrong, and counts against the relation's precision
     and recall (the (9+1)-way evaluation taking directionality into account, S10-1006).
     """
+    if not has_relations(classes):
+        raise DataError("relation-f1 needs classes named like `Cause-Effect(e1,e2)`")
     matches = [_DIRECTED.fullmatch(name) for name in classes]
     relations = list(dict.fromkeys(match[1] for match in matches if match))
-    if not relations:
-        raise DataError("relation-f1 needs classes named like `Cause-Effect(e1,e2)`")
     owner = np.array([relations.index(match[1]) if match else -1 for match in matches])
     values = []
     for relation in range(len(relations)):

@@ -88,6 +88,37 @@ def test_a_baseline_that_one_stage_lacks_is_an_error_that_names_the_stage(tmp_pa
     assert result["baseline"] == "bm25"
 
 
+@pytest.mark.parametrize(
+    ("classes", "measures"),
+    [
+        (["cat", "dog"], {"accuracy", "macro-f1"}),
+        (["Cause-Effect(e1,e2)", "Other"], {"accuracy", "macro-f1", "relation-f1"}),
+    ],
+)
+def test_runs_of_classifiers_are_compared(tmp_path: Path, classes: list[str], measures: set[str]) -> None:
+    run = write_run(tmp_path / "a", {"test": {"one": BASE}})
+    (place,) = run.glob("stages/*-test")
+    rows = [
+        {
+            "query": f"q{item}",
+            "system": name,
+            "accuracy": float(guess == item % 2),
+            "predicted": guess,
+            "label": item % 2,
+        }
+        for name, right in (("one", 6), ("two", 8))
+        for item in range(10)
+        for guess in [item % 2 if item < right else 1 - item % 2]
+    ]
+    (place / "per_query.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    systems: dict[str, dict[str, Any]] = {"one": {}, "two": {}}
+    (place / "measures.json").write_text(json.dumps({"split": "test", "classes": classes, "systems": systems}))
+    (result,) = compare_runs([run])
+    assert set(result["measures"]) == measures
+    assert result["systems"]["two"]["measures"]["accuracy"]["mean"] == pytest.approx(0.8)
+    assert result["systems"]["two"]["measures"]["macro-f1"]["mean"] == pytest.approx(0.8)
+
+
 def test_two_runs_of_one_recipe_and_seed_stay_apart(tmp_path: Path) -> None:
     one = write_run(tmp_path / "a", {"test": {"distill": BASE}})
     two = write_run(tmp_path / "b", {"test": {"distill": [*BASE[:3], 0.9]}})
