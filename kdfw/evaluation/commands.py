@@ -42,7 +42,9 @@ def add_parsers(add: Add) -> None:
     measure.add_argument("--tag", default="kdfw", help="name of the system in a TREC run")
     other = add("compare", run_compare, "compare runs: confidence intervals, tests against a baseline, seeds")
     other.add_argument("runs", nargs="+", type=Path, help="run folders, evaluate stages, per-query files or run files")
-    other.add_argument("--measure", action="append", help="which measure; may be repeated; default: all they share")
+    other.add_argument(
+        "--measure", action="append", help="which measure; may be repeated; default: what the runs were measured by"
+    )
     other.add_argument("--baseline", help="name of the system the others are tested against; default: the first")
     other.add_argument("--qrels", type=Path, help="judgements, for run files")
     other.add_argument("--stage", help="evaluate stage of run folders; default: each that all of them have")

@@ -36,6 +36,8 @@ COSTS = {
 }
 """Fact -> (how it is shown, 1 when less is better)."""
 FACTS = (*COSTS, "megabytes", "passages_per_second", "setting", "depth", "judged@10", "seed")
+DERIVED = ("macro-spearman", "spearman", "pearson", "macro-f1", "relation-f1")
+"""Measures of columns that are compared where runs do not say what they were measured by."""
 Seeds = Sequence[Mapping[str, Any]]
 """Query -> value (or row) of one measure, for each seed of a system."""
 
@@ -46,7 +48,7 @@ def compare(
     """Every system against the baseline on every measure, over the queries that all of them have.
 
     Args:
-        measures: default: those that every system has.
+        measures: default: what all were measured by in their runs, else those that every system has.
         baseline: name of a system; default: the first.
     Returns: a JSON value; p values of one measure are corrected together (Holm).
     Raises: DataError when the systems share no query or measure, or a name is not there.
@@ -59,11 +61,18 @@ def compare(
     if baseline not in names:
         raise DataError(f"no run {baseline!r} to be the baseline; {one_of(baseline, names)}")
     classes = systems[0].facts.get("classes", ())
-    shared = shared_measures([values for system in systems for values in system.seeds], classes)
-    for measure in measures or ():
-        if measure not in shared:
-            raise DataError(f"not every run has the measure {measure!r}; {one_of(measure, shared)}")
-    wanted = list(measures or shared)
+    values = [each for system in systems for each in system.seeds]
+    shared = shared_measures(values, classes)
+
+    def there(measure: str) -> bool:
+        return measure in shared or _statistic(measure, values, classes) is not None
+
+    missing = next((measure for measure in measures or () if not there(measure)), None)
+    if missing is not None:
+        raise DataError(f"not every run has the measure {missing!r}; {one_of(missing, shared)}")
+    asked = {tuple(system.facts.get("asked", ())) for system in systems}
+    measured_by = [measure for measure in asked.pop() if there(measure)] if len(asked) == 1 else []
+    wanted = list(measures or measured_by or shared)
     if not wanted:
         raise DataError("the runs share no measure")
     result: dict[str, Any] = {"baseline": baseline, "measures": wanted, "order": names, "systems": {}}
@@ -121,7 +130,7 @@ def compare_evaluation(
 def shared_measures(values: Sequence[Mapping[str, Any]], classes: Sequence[str] = ()) -> list[str]:
     """Measures that all of some systems have, per query or as a statistic of their columns."""
     first = values[0]
-    derived = [name for name in ("spearman", "pearson", "macro-f1", "relation-f1") if name not in first]
+    derived = [name for name in DERIVED if name not in first]
     if not has_relations(classes):
         derived = [name for name in derived if name != "relation-f1"]
     own = [name for name in first if name not in INPUTS and all(name in each for each in values)]

@@ -93,7 +93,7 @@ def _doubted(doubted: Found, task: str) -> Iterator[str]:
             scores = (
                 f"{row['score']:.3f} {row['alternative']}, {row['positive_score']:.3f} {row['positive']} (the label)"
             )
-            yield f"    {row['item']}: {scores}: {_cut(row['text'])}"
+            yield ": ".join(part for part in (f"    {row['item']}", scores, _cut(row["text"])) if part)
         return
     number = f"{doubted['suspected']:,}"
     yield f"  false negatives? {number} unjudged above every positive ({share} of the unjudged), {items}"

@@ -147,6 +147,7 @@ def _stage(folder: Path, run: Path, label: str) -> Evaluation:
                 **facts.get(name, {}),
                 **costs.get(name.partition(".")[0], {}),
                 "classes": result.get("classes", []),
+                "asked": result.get("measures", []),
             },
             run=label,
             recipe=recipe,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import spearmanr
 
 from kdfw.cli import main
 from kdfw.errors import DataError
@@ -111,12 +112,40 @@ def test_runs_of_classifiers_are_compared(tmp_path: Path, classes: list[str], me
         for guess in [item % 2 if item < right else 1 - item % 2]
     ]
     (place / "per_query.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    systems: dict[str, dict[str, Any]] = {"one": {}, "two": {}}
-    (place / "measures.json").write_text(json.dumps({"split": "test", "classes": classes, "systems": systems}))
+    found: dict[str, Any] = {"split": "test", "classes": classes, "systems": {"one": {}, "two": {}}}
+    (place / "measures.json").write_text(json.dumps(found))
     (result,) = compare_runs([run])
     assert set(result["measures"]) == measures
     assert result["systems"]["two"]["measures"]["accuracy"]["mean"] == pytest.approx(0.8)
     assert result["systems"]["two"]["measures"]["macro-f1"]["mean"] == pytest.approx(0.8)
+
+
+def test_runs_are_compared_by_what_they_were_measured_by(tmp_path: Path) -> None:
+    runs = []
+    for name, noise in (("a", 0.0), ("b", 0.5)):
+        run = write_run(tmp_path / name, {"test": {"one": BASE}}, loss=name)
+        (place,) = run.glob("stages/*-test")
+        rows = [
+            {"query": f"q{item}", "system": "one", "score": score, "gold": item, "group": item % 2}
+            for item in range(20)
+            for score in [item + noise * (-3) ** (item % 4)]
+        ]  # fmt: skip
+        (place / "per_query.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (place / "measures.json").write_text(json.dumps({"measures": ["macro-spearman"], "systems": {"one": {}}}))
+        runs.append(run)
+    (result,) = compare_runs(runs)
+    assert result["measures"] == ["macro-spearman"]
+    even, odd = (
+        spearmanr(range(start, 20, 2), [n + 0.5 * (-3) ** (n % 4) for n in range(start, 20, 2)]) for start in (0, 1)
+    )
+    mean = result["systems"]["b/one"]["measures"]["macro-spearman"]["mean"]
+    assert mean == pytest.approx(50 * (even.statistic + odd.statistic))
+    (asked,) = compare_runs(runs, measures=["spearman"])
+    assert asked["measures"] == ["spearman"]
+    (place,) = runs[0].glob("stages/*-test")
+    (place / "measures.json").write_text(json.dumps({"measures": ["pearson"], "systems": {"one": {}}}))
+    (result,) = compare_runs(runs)
+    assert result["measures"] == ["macro-spearman", "spearman", "pearson"]
 
 
 def test_two_runs_of_one_recipe_and_seed_stay_apart(tmp_path: Path) -> None:
