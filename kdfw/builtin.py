@@ -19,7 +19,7 @@ from kdfw.components import (
 )
 from kdfw.data.datasets import DATASETS
 from kdfw.engine.select import Select
-from kdfw.engine.training import Train
+from kdfw.engine.train_stage import Train
 from kdfw.evaluation.benchmark_data import BenchmarkData
 from kdfw.evaluation.stage import STAGES as EVALUATION_STAGES
 from kdfw.hookspecs import hookimpl

@@ -15,7 +15,7 @@ from kdfw.engine.diagnosis import diagnosed, heading, result, subjects, writes_s
 from kdfw.engine.launch import start_processes
 from kdfw.engine.run import default_cache, default_out, do_stage
 from kdfw.engine.runtime import Runtime
-from kdfw.engine.training import Train
+from kdfw.engine.train_stage import Train
 from kdfw.errors import ConfigError, DataError, Problem
 from kdfw.recipe.plan import Plan, PlannedStage
 

@@ -23,7 +23,8 @@ from kdfw.data.ranking import Ranking
 from kdfw.data.sets import Data, LabelledData, PairData, RankingData
 from kdfw.engine.probe import Probe, load_probe, probe_before, why_not
 from kdfw.engine.runtime import Context, Runtime
-from kdfw.engine.training import STUDENT, Train, Trainer
+from kdfw.engine.train_stage import STUDENT, Train
+from kdfw.engine.training import Trainer
 from kdfw.errors import ConfigError, Problem, one_of
 from kdfw.evaluation import diagnostics
 from kdfw.evaluation.diagnostics import ScoredList, warn

@@ -23,7 +23,8 @@ from kdfw.models.forward import signals_of
 from kdfw.types import Batch, Signals
 
 if TYPE_CHECKING:
-    from kdfw.engine.training import Train, Trainer
+    from kdfw.engine.train_stage import Train
+    from kdfw.engine.training import Trainer
 
 FILE = "probe.safetensors"
 ITEMS = 128

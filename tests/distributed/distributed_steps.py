@@ -22,7 +22,8 @@ from tiny import WORDS
 from kdfw.components import Model, Sampler
 from kdfw.context import Workers
 from kdfw.engine.settings import TrainSettings
-from kdfw.engine.training import Train, Trainer
+from kdfw.engine.train_stage import Train
+from kdfw.engine.training import Trainer
 from kdfw.errors import ConfigError, Problem
 from kdfw.models import STUDENTS
 from kdfw.options import check

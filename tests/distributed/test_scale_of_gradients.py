@@ -49,7 +49,8 @@ def step(out: Path) -> None:
 
     from kdfw.engine.launch import start_processes
     from kdfw.engine.settings import TrainSettings
-    from kdfw.engine.training import Train, Trainer
+    from kdfw.engine.train_stage import Train
+    from kdfw.engine.training import Trainer
     from kdfw.losses.contrastive import InfoNCE
 
     workers, _ = start_processes()
