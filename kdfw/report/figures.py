@@ -21,6 +21,8 @@ SIZE = (5.2, 2.6)
 COLOURS = 8
 """Series colours of the style sheet, `--c0` to `--c7`; later series start over with dashes."""
 MAX_POINTS = 400
+SAME = 1.01
+"""Sizes and speeds that differ by less are the same to a reader."""
 NAMED = {"ink": "#a0f001", "soft": "#a0f002", "rule": "#a0f003", "good": "#a0f004", "bad": "#a0f005"}
 """Colours that matplotlib is given, which no drawing has by chance, by the variable of the style sheet they become."""
 SERIES = [f"#a0f1{number:02x}" for number in range(COLOURS)]
@@ -86,9 +88,13 @@ def lines(title: str, series: Series, x_label: str = "step") -> Markup:
 def scatter(
     title: str, points: Mapping[str, tuple[float, float]], x_label: str, marked: Collection[str] = ()
 ) -> Markup:
-    """Named points, the x axis logarithmic, those in `marked` set apart; empty markup for fewer than two."""
+    """Named points, the x axis logarithmic, those in `marked` set apart; empty markup where x says nothing.
+
+    That is for fewer than two points, and for points that all have the same x, but for `SAME`.
+    """
     usable = {name: point for name, point in points.items() if point[0] > 0}
-    if len(usable) < 2:
+    places = [x for x, _ in usable.values()]
+    if len(places) < 2 or max(places) < SAME * min(places):
         return Markup("")
 
     def draw(axes: Axes) -> None:
@@ -97,7 +103,7 @@ def scatter(
         for name, (x, y) in usable.items():
             special = name in marked
             axes.plot([x], [y], "o", color=SERIES[1 if special else 0], markersize=8 if special else 6)
-        _log_ticks(axes, [x for x, _ in usable.values()])
+        _log_ticks(axes, places)
         axes.set_xlabel(x_label)
         _name_points(axes, usable, marked)
 

@@ -59,3 +59,8 @@ HUNDREDS = ("spearman", "pearson", "macro-spearman", "auc", "bleu", "chrf")
 def measure(name: str, value: float) -> str:
     """A value with the digits its measure is usually given with."""
     return f"{value:.2f}" if name.lower() in HUNDREDS else f"{value:.4f}"
+
+
+def difference(name: str, value: float) -> str:
+    """A difference of two values of a measure."""
+    return f"{'+' if value >= 0 else ''}{measure(name, value)}"

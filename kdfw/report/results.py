@@ -8,7 +8,7 @@ from typing import Any
 from kdfw.report import figures
 from kdfw.report.folder import Evaluation, RunView, StageView, System, strings, written_stages
 from kdfw.report.html import Child, Markup, element
-from kdfw.report.numbers import as_number, count, measure, p_value, short
+from kdfw.report.numbers import as_number, count, difference, measure, p_value, short
 from kdfw.report.tables import Cell, shown, table
 
 SIGNIFICANT = 0.05
@@ -88,12 +88,16 @@ def _headline(run: RunView, stage: StageView) -> Child:
     gain = as_number(against.get("difference"))
     if gain is not None:
         p = as_number(against.get("holm"))
-        cards.append(_card(f"Against {found.baseline}", f"{gain:+.4f}", f"p {_p_words(p)}" if p is not None else ""))
+        cards.append(
+            _card(f"Against {found.baseline}", difference(name, gain), f"p {_p_words(p)}" if p is not None else "")
+        )
     before = found.system(system_before(run, student.name))
     if before is not None and before.name != found.baseline and name in before.measures:
         change = value - before.measures[name]
         cards.append(
-            _card("Against itself untrained", f"{change:+.4f}", f"it had {measure(name, before.measures[name])}")
+            _card(
+                "Against itself untrained", difference(name, change), f"it had {measure(name, before.measures[name])}"
+            )
         )
     teachers = teacher_systems(run, found, student.name)
     teacher = found.system(teachers[0]) if teachers else None
@@ -119,13 +123,17 @@ def _headline(run: RunView, stage: StageView) -> Child:
 def _costs(student: System, teacher: System) -> Iterator[tuple[str, str, str]]:
     """Speed and size of the student beside the teacher's: label, ratio in words, the student's own number."""
     rate = next((key for key in RATES if student.facts.get(key) and teacher.facts.get(key)), "")
-    for fact, label, more, less in ((rate, "Speed", "faster", "slower"), ("parameters", "Size", "smaller", "larger")):
+    for fact, label, more, less, same in (
+        (rate, "Speed", "faster", "slower", "as fast"),
+        ("parameters", "Size", "smaller", "larger", "as large"),
+    ):
         ours, theirs = as_number(student.facts.get(fact)), as_number(teacher.facts.get(fact))
         if not ours or not theirs:
             continue
         ratio = theirs / ours if fact == "parameters" else ours / theirs
         what = "parameters" if fact == "parameters" else fact.replace("_per_", " per ").replace("_", " ")
-        words = f"{ratio:.1f}x {more}" if ratio >= 1 else f"{1 / ratio:.1f}x {less}"
+        words = f"{ratio:.1f}x {more}" if ratio > 1 else f"{1 / ratio:.1f}x {less}"
+        words = same if words.startswith("1.0x") else words
         yield label, words, f"{count(ours)} {what}"
 
 
@@ -213,8 +221,10 @@ def _against_table(found: Evaluation) -> Markup | None:
             low, high = number.get("low"), number.get("high")
             counts = [number.get(key) for key in ("wins", "ties", "losses")]
             row: list[Child | Cell] = [system.name, name]
-            row.append(shown(number.get("difference"), "{:+.4f}"))
-            row.append(Cell("" if low is None or high is None else f"{low:+.4f} to {high:+.4f}", low))
+            gain = number.get("difference")
+            row.append(Cell("" if gain is None else difference(name, gain), gain))
+            span = "" if low is None or high is None else f"{difference(name, low)} to {difference(name, high)}"
+            row.append(Cell(span, low))
             for key in ("holm", "randomisation", "t_test"):
                 value = number.get(key)
                 row.append(Cell("" if value is None else p_value(value), value))
