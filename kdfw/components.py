@@ -217,11 +217,13 @@ class DistillationLoss(Loss):
         if self.student_temperature is not None:
             cooled = self.student_temperature.at(clock, student, teachers)
         values = torch.stack([self.per_item(student, teacher, batch, temperature, cooled) for teacher in teachers])
+        parts: dict[str, Tensor] = {}
         if self.weighting is None:
             total = values.sum() / (len(teachers) * batch.num_items)
         else:
-            total = (self.weighting.weights(student, teachers, batch, clock) * values).sum()
-        parts: dict[str, Tensor] = {}
+            weights = self.weighting.weights(student, teachers, batch, clock)
+            total = (weights * values).sum()
+            parts["weight"] = weights.detach().sum(1)  # of each teacher; uniform: 1 / K
         share = values.shape[1] / batch.num_items  # of the step: what is logged of its shares is added up
         if isinstance(temperature, Tensor):
             parts["temperature"] = share * temperature.detach().mean()

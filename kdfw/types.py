@@ -236,7 +236,9 @@ class Clock:
 
 @dataclass(frozen=True, kw_only=True)
 class LossTerms:
-    """What a loss returns: the scalar to minimise and, for the log, its parts (detached scalars by name).
+    """What a loss returns: the scalar to minimise and, for the log, its parts by name, detached.
+
+    A part is a scalar, or (K,): a value for each of the loss's teachers, logged with their names.
 
     Parts of a step computed in shares are added up, so a mean over items divides by `batch.num_items` there, too.
     """

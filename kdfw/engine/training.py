@@ -436,8 +436,13 @@ class Trainer:
             total = total + weight * terms.total
             name = self._loss_name(number)
             values[name] = float(terms.total.detach())
+            names = self._teachers_of(loss, self.stage.teachers)
             for part, value in terms.parts.items():
-                values[f"{name}/{part}"] = float(value)
+                if value.dim() == 0:
+                    values[f"{name}/{part}"] = float(value)
+                else:
+                    each = zip(names, value.tolist(), strict=True)
+                    values |= {f"{name}/{part}/{teacher}": number for teacher, number in each}
         values["loss"] = float(total.detach())
         return total, values
 

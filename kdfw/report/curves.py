@@ -13,7 +13,8 @@ from kdfw.report.tables import Cell, table
 
 Points = dict[str, list[tuple[float, float]]]
 TITLES = (
-    "Loss", "Loss terms", "Dev split", "Learning rate", "Temperature", "Weight", "Gradient norm", "Other values"
+    "Loss", "Loss terms", "Dev split", "Learning rate", "Temperature", "Weight", "Weight of teachers", "Gradient norm",
+    "Other values",
 )  # fmt: skip
 
 
@@ -110,6 +111,8 @@ def chart_groups(series: Mapping[str, list[tuple[float, float]]]) -> dict[str, P
             title, name = "Temperature", base
         elif part == "weight":
             title, name = "Weight", base
+        elif part.startswith("weight/"):
+            title, name = "Weight of teachers", f"{base}: {part.removeprefix('weight/')}"
         else:
             title = "Other values" if part else "Loss terms"
         groups[title][name] = points

@@ -443,7 +443,10 @@ def test_a_gain_is_above_the_line_and_a_loss_below() -> None:
 
 def test_curves_are_grouped_by_what_they_are() -> None:
     points = [(1.0, 1.0)]
-    names = ["loss", "KL", "KL/temperature", "KL/weight", "lr", "lr/ranker", "dev/nDCG@10", "gradient_norm", "x/flops"]
+    names = [
+        "loss", "KL", "KL/temperature", "KL/weight", "KL/weight/big", "KL/weight/small", "lr", "lr/ranker",
+        "dev/nDCG@10", "gradient_norm", "x/flops",
+    ]  # fmt: skip
     series = {name: points for name in names} | {"loss": [(1.0, 2.0)]}
     found = {title: list(group) for title, group in chart_groups(series).items()}
     assert found == {
@@ -453,6 +456,7 @@ def test_curves_are_grouped_by_what_they_are() -> None:
         "Learning rate": ["learning rate", "ranker"],
         "Temperature": ["KL"],
         "Weight": ["KL"],
+        "Weight of teachers": ["KL: big", "KL: small"],
         "Gradient norm": ["gradient norm"],
         "Other values": ["x/flops"],
     }
