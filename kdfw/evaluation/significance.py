@@ -111,7 +111,8 @@ def paired_statistic(
     """Compare two systems, each given as (Q, S) rows of every seed, by a measure that is no mean over items.
 
     The bootstrap draws items; the randomisation test exchanges what the two systems said about an item, on a scale that
-    makes it exchangeable (`Statistic.alike`), for the n-th seed of both at once.
+    makes it exchangeable (`Statistic.alike`), for the n-th seed of both at once. A system of one seed, which may be one
+    that no seed changes, is exchanged with each seed of the other.
     """
     rng, size = np.random.default_rng(seed), len(baseline[0])
     difference = statistic_value(system, statistic) - statistic_value(baseline, statistic)
@@ -123,8 +124,10 @@ def paired_statistic(
         differences.append(statistic_value(ours, statistic) - statistic_value(theirs, statistic))
     low, high = _quantiles(np.array(differences), 0.95)
     p_value = None
-    if len(system) == len(baseline):
-        pairs = list(zip(system, baseline, strict=True))
+    if len(system) == len(baseline) or 1 in (len(system), len(baseline)):
+        times = max(len(system), len(baseline))
+        ours, theirs = (list(side) * times if len(side) == 1 else side for side in (system, baseline))
+        pairs = list(zip(ours, theirs, strict=True))
         observed = abs(_exchanged(pairs, np.zeros(size, dtype=bool), statistic)) * (1 - 1e-12)
         reached = sum(abs(_exchanged(pairs, rng.random(size) < 0.5, statistic)) >= observed for _ in range(draws))
         p_value = (1 + reached) / (draws + 1)

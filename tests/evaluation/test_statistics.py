@@ -107,9 +107,20 @@ def test_a_better_model_of_pairs_is_told_from_a_worse_one_and_not_from_itself() 
     # the same scores on another scale are the same system
     same = paired_statistic([good], [np.column_stack([7 * good[:, 0] + 3, good[:, 1]])], statistic)
     assert (same.difference, same.randomisation) == (0.0, 1.0)
-    # two seeds against one cannot exchange places
-    uneven = paired_statistic([good, good], [poor], statistic)
+    # two seeds against three cannot exchange places
+    uneven = paired_statistic([good, good], [poor, poor, poor], statistic)
     assert uneven.randomisation is None and uneven.difference == pytest.approx(clear.difference)
+
+
+def test_a_system_of_one_seed_stands_against_every_seed_of_another() -> None:
+    rng = np.random.default_rng(6)
+    baseline, *seeds = (rng.normal(size=(40, 1)) + shift for shift in (0.0, 0.2, 0.4, 0.6))
+    for turned in (False, True):
+        sides = ([baseline], seeds) if turned else (seeds, [baseline])
+        general = paired_statistic(*sides, MEAN, draws=10_000)
+        plain = paired(*(np.mean([rows[:, 0] for rows in side], axis=0) for side in sides))
+        assert general.difference == pytest.approx(plain.difference, abs=1e-12)
+        assert general.randomisation == pytest.approx(plain.randomisation, abs=0.02)
 
 
 def test_what_is_not_defined_is_said_so() -> None:
