@@ -12,12 +12,12 @@ import numpy as np
 
 from kdfw.errors import DataError, one_of
 from kdfw.evaluation.significance import (
-    Paired,
     holm,
     interval,
     paired,
     paired_statistic,
-    statistic_interval,
+    percentiles,
+    resampled,
     statistic_value,
 )
 from kdfw.evaluation.statistics import INPUTS, Statistic, statistic_of
@@ -175,6 +175,7 @@ def compare_measure(
     Returns: by name `mean`, the 95 % interval `low` to `high`, with several seeds `by_seed` and `spread`, and
         `against_baseline`: the fields of `Paired`, and p values after Holm's correction.
     """
+    draws = {} if statistic is None else {name: resampled(rows, statistic, seed=seed) for name, rows in systems.items()}
     entries: dict[str, dict[str, Any]] = {}
     compared: dict[str, dict[str, Any]] = {}
     for name, seeds in systems.items():
@@ -183,14 +184,19 @@ def compare_measure(
         if not math.isfinite(mean):  # a correlation with scores that are all the same
             entries[name] = {"mean": None, "low": None, "high": None}
             continue
-        low, high = _interval(seeds, statistic, seed)
+        low, high = interval(_mean(seeds), seed=seed) if statistic is None else percentiles(draws[name])
         entries[name] = {"mean": mean, "low": low, "high": high}
         if len(seeds) > 1:
             entries[name] |= {"by_seed": by_seed, "spread": float(np.std(by_seed, ddof=1))}
     for name, seeds in systems.items():
         if name == baseline or entries[name]["mean"] is None or entries[baseline]["mean"] is None:
             continue
-        compared[name] = dataclasses.asdict(_paired(seeds, systems[baseline], statistic, seed))
+        if statistic is None:
+            found = paired(_mean(seeds), _mean(systems[baseline]), seed=seed)
+        else:
+            values = draws[name], draws[baseline]
+            found = paired_statistic(seeds, systems[baseline], statistic, seed=seed, values=values)
+        compared[name] = dataclasses.asdict(found)
         entries[name]["against_baseline"] = compared[name]
     for test in ("randomisation", "t_test"):
         corrected = holm([entry[test] for entry in compared.values()])
@@ -201,18 +207,6 @@ def compare_measure(
 
 def _value(seeds: Sequence[np.ndarray], statistic: Statistic | None) -> float:
     return float(_mean(seeds).mean()) if statistic is None else statistic_value(seeds, statistic)
-
-
-def _interval(seeds: Sequence[np.ndarray], statistic: Statistic | None, seed: int) -> tuple[float, float]:
-    return interval(_mean(seeds), seed=seed) if statistic is None else statistic_interval(seeds, statistic, seed=seed)
-
-
-def _paired(
-    system: Sequence[np.ndarray], baseline: Sequence[np.ndarray], statistic: Statistic | None, seed: int
-) -> Paired:
-    if statistic is None:
-        return paired(_mean(system), _mean(baseline), seed=seed)
-    return paired_statistic(system, baseline, statistic, seed=seed)
 
 
 def _mean(seeds: Sequence[np.ndarray]) -> np.ndarray:

@@ -80,7 +80,7 @@ def interval(values: np.ndarray, level: float = 0.95, resamples: int = RESAMPLES
         values[rng.integers(0, len(values), size=(min(block, resamples - start), len(values)))].mean(axis=1)
         for start in range(0, resamples, block)
     ]
-    return _quantiles(np.concatenate(means), level)
+    return percentiles(np.concatenate(means), level)
 
 
 def statistic_value(seeds: Sequence[np.ndarray], statistic: Statistic) -> float:
@@ -88,17 +88,23 @@ def statistic_value(seeds: Sequence[np.ndarray], statistic: Statistic) -> float:
     return float(np.mean([statistic.of(rows) for rows in seeds]))
 
 
-def statistic_interval(
-    seeds: Sequence[np.ndarray], statistic: Statistic, level: float = 0.95, draws: int = STATISTIC_DRAWS, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap confidence interval of a measure that is no mean over items: items are drawn anew."""
+def resampled(
+    seeds: Sequence[np.ndarray], statistic: Statistic, draws: int = STATISTIC_DRAWS, seed: int = 0
+) -> np.ndarray:
+    """(draws,) values of a system's measure over items drawn anew; every system is given the same draws."""
     rng, size = np.random.default_rng(seed), len(seeds[0])
     seeds = [statistic.alike(rows) for rows in seeds]  # ranks once, instead of in every draw
-    values = []
-    for _ in range(draws):
+    values = np.empty(draws)
+    for number in range(draws):
         drawn = rng.integers(0, size, size)
-        values.append(statistic_value([rows[drawn] for rows in seeds], statistic))
-    return _quantiles(np.array(values), level)
+        values[number] = statistic_value([rows[drawn] for rows in seeds], statistic)
+    return values
+
+
+def percentiles(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval from resampled values."""
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def paired_statistic(
@@ -107,34 +113,41 @@ def paired_statistic(
     statistic: Statistic,
     draws: int = STATISTIC_DRAWS,
     seed: int = 0,
+    values: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Paired:
     """Compare two systems, each given as (Q, S) rows of every seed, by a measure that is no mean over items.
 
     The bootstrap draws items; the randomisation test exchanges what the two systems said about an item, on a scale that
     makes it exchangeable (`Statistic.alike`), for the n-th seed of both at once. A system of one seed, which may be one
     that no seed changes, is exchanged with each seed of the other.
+
+    Args:
+        values: what `resampled` gave for both, if that is known.
     """
-    rng, size = np.random.default_rng(seed), len(baseline[0])
-    difference = statistic_value(system, statistic) - statistic_value(baseline, statistic)
-    system, baseline = ([statistic.alike(rows) for rows in side] for side in (system, baseline))
-    differences = []
-    for _ in range(draws):
-        drawn = rng.integers(0, size, size)
-        ours, theirs = ([rows[drawn] for rows in side] for side in (system, baseline))
-        differences.append(statistic_value(ours, statistic) - statistic_value(theirs, statistic))
-    low, high = _quantiles(np.array(differences), 0.95)
-    p_value = None
-    if len(system) == len(baseline) or 1 in (len(system), len(baseline)):
-        times = max(len(system), len(baseline))
-        ours, theirs = (list(side) * times if len(side) == 1 else side for side in (system, baseline))
-        pairs = list(zip(ours, theirs, strict=True))
-        observed = abs(_exchanged(pairs, np.zeros(size, dtype=bool), statistic)) * (1 - 1e-12)
-        reached = sum(abs(_exchanged(pairs, rng.random(size) < 0.5, statistic)) >= observed for _ in range(draws))
-        p_value = (1 + reached) / (draws + 1)
+    ours, theirs = values or tuple(resampled(side, statistic, draws, seed) for side in (system, baseline))
+    low, high = percentiles(ours - theirs)
     return Paired(
-        difference=difference, low=low, high=high, randomisation=p_value, t_test=None, effect=None,
-        wins=None, ties=None, losses=None,
+        difference=statistic_value(system, statistic) - statistic_value(baseline, statistic),
+        low=low, high=high, randomisation=_exchange_test(system, baseline, statistic, draws, seed),
+        t_test=None, effect=None, wins=None, ties=None, losses=None,
     )  # fmt: skip
+
+
+def _exchange_test(
+    system: Sequence[np.ndarray], baseline: Sequence[np.ndarray], statistic: Statistic, draws: int, seed: int
+) -> float | None:
+    """p of the randomisation test; None for two systems of several seeds that are not as many."""
+    times = max(len(system), len(baseline))
+    if min(len(system), len(baseline)) not in (1, times):
+        return None
+    ours, theirs = (
+        [statistic.alike(rows) for rows in side] * (times if len(side) == 1 else 1) for side in (system, baseline)
+    )
+    pairs = list(zip(ours, theirs, strict=True))
+    rng, size = np.random.default_rng((seed, 1)), len(pairs[0][0])
+    observed = abs(_exchanged(pairs, np.zeros(size, dtype=bool), statistic)) * (1 - 1e-12)
+    reached = sum(abs(_exchanged(pairs, rng.random(size) < 0.5, statistic)) >= observed for _ in range(draws))
+    return (1 + reached) / (draws + 1)
 
 
 def _exchanged(pairs: Sequence[tuple[np.ndarray, np.ndarray]], swap: np.ndarray, statistic: Statistic) -> float:
@@ -143,11 +156,6 @@ def _exchanged(pairs: Sequence[tuple[np.ndarray, np.ndarray]], swap: np.ndarray,
     ours = [np.where(mask, right, left) for left, right in pairs]
     theirs = [np.where(mask, left, right) for left, right in pairs]
     return statistic_value(ours, statistic) - statistic_value(theirs, statistic)
-
-
-def _quantiles(values: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def randomisation_test(difference: np.ndarray, permutations: int = PERMUTATIONS, seed: int = 0) -> float:

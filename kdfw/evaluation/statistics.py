@@ -50,12 +50,16 @@ def _ranked_by_group(rows: Rows) -> Rows:
 
 
 def _groups(rows: Rows) -> list[np.ndarray]:
+    """Which rows each group has."""
     groups = rows[:, 2].astype(np.int64)
-    return [groups == group for group in np.flatnonzero(np.bincount(groups))]
+    narrow = groups.astype(np.int16) if groups.max(initial=0) < 1 << 15 else groups  # sorted by counting
+    order = np.argsort(narrow, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
 
 
 def _macro_spearman(rows: Rows) -> float:
-    return float(np.mean([spearman(rows[inside, 0], rows[inside, 1]) for inside in _groups(rows)]))
+    columns = rows.T[:2].copy()
+    return float(np.mean([spearman(*columns[:, inside]) for inside in _groups(rows)]))
 
 
 def _standardised(rows: Rows) -> Rows:

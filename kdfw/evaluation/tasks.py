@@ -56,8 +56,8 @@ class TaskValues:
 def average_ranks(values: np.ndarray) -> np.ndarray:
     """(Q,) ranks from 1; equal values share the mean of their ranks."""
     codes = _in_order(values)
-    counts = np.bincount(codes)
-    ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[codes]
+    counts = np.bincount(codes)  # longer than the values where ranks are drawn: look up first, compute then
+    ranks: np.ndarray = np.cumsum(counts)[codes] - (counts[codes] - 1) / 2
     return ranks
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdfw.evaluation.compare import compare_measure, measure_rows
-from kdfw.evaluation.significance import paired, paired_statistic, statistic_interval
+from kdfw.evaluation.significance import paired, paired_statistic, percentiles, resampled
 from kdfw.evaluation.statistics import Statistic, statistic_of
 from kdfw.evaluation.tasks import auc, pair_measures, relation_f1, translation_measures
 
@@ -95,7 +95,7 @@ def test_the_interval_of_a_correlation_is_scipys() -> None:
         (rows[:, 0], rows[:, 1]), lambda a, b: 100 * spearmanr(a, b).statistic, paired=True, vectorized=False,
         n_resamples=2_000, method="percentile", rng=np.random.default_rng(2),
     )  # fmt: skip
-    assert statistic_interval([rows], statistic) == pytest.approx(tuple(theirs.confidence_interval), abs=0.6)
+    assert percentiles(resampled([rows], statistic)) == pytest.approx(tuple(theirs.confidence_interval), abs=0.6)
 
 
 def test_a_better_model_of_pairs_is_told_from_a_worse_one_and_not_from_itself() -> None:
