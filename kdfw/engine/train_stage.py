@@ -279,7 +279,7 @@ class Train(Stage):
             return plan.reading(reference, items=examples, split=self.split)
         if not candidates:
             return Workload()
-        model = plan.model(reference) or plan.scorer(reference)
+        model = plan.reader(reference)
         if isinstance(model, Model) and model.search:
             return plan.encoding(reference, queries=examples, passages=examples * candidates, split=self.split)
         return plan.scoring(reference, queries=examples, pairs=examples * candidates, split=self.split)

@@ -175,7 +175,7 @@ def compare_measure(
     Returns: by name `mean`, the 95 % interval `low` to `high`, with several seeds `by_seed` and `spread`, and
         `against_baseline`: the fields of `Paired`, and p values after Holm's correction.
     """
-    draws = {} if statistic is None else {name: resampled(rows, statistic, seed=seed) for name, rows in systems.items()}
+    draws: dict[str, np.ndarray] = {}
     entries: dict[str, dict[str, Any]] = {}
     compared: dict[str, dict[str, Any]] = {}
     for name, seeds in systems.items():
@@ -184,7 +184,11 @@ def compare_measure(
         if not math.isfinite(mean):  # a correlation with scores that are all the same
             entries[name] = {"mean": None, "low": None, "high": None}
             continue
-        low, high = interval(_mean(seeds), seed=seed) if statistic is None else percentiles(draws[name])
+        if statistic is None:
+            low, high = interval(_mean(seeds), seed=seed)
+        else:
+            draws[name] = resampled(seeds, statistic, seed=seed)
+            low, high = percentiles(draws[name])
         entries[name] = {"mean": mean, "low": low, "high": high}
         if len(seeds) > 1:
             entries[name] |= {"by_seed": by_seed, "spread": float(np.std(by_seed, ddof=1))}

@@ -74,6 +74,10 @@ class PlanView:
         behind = self._planner.stage_targets.get(self._targets[name].name, {}).get(written_by or "")
         return None if behind is None else self._planner.model_behind(behind)
 
+    def reader(self, name: str) -> Model | Teacher | None:
+        """Who reads what is asked of a reference: the model behind it, or behind the stored scores it points to."""
+        return self.model(name) or self.scorer(name)
+
     def stage_of(self, name: str) -> Stage | None:
         """The earlier stage a reference points to, or None for a model or a data set."""
         target = self._targets[name]
@@ -130,7 +134,7 @@ class PlanView:
 
         A model with vectors encodes each text once, any other reads every pair.
         """
-        model = self.model(name) or self.scorer(name)
+        model = self.reader(name)
         if isinstance(model, Model) and model.search:
             return self.encoding(name, queries=queries, passages=pairs.within(self.sizes.passages), split=split)
         amounts = {"pairs read": pairs}
@@ -158,7 +162,7 @@ class PlanView:
         return Workload(amounts={"bytes of vectors": texts * shape.width * bytes_per_number})
 
     def _shape(self, name: str) -> Shape | None:
-        model = self.model(name) or self.scorer(name)
+        model = self.reader(name)
         return model.shape() if isinstance(model, Model) else None
 
 

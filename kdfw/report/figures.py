@@ -303,8 +303,8 @@ def _log_ticks(axes: Axes, values: Sequence[float]) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     low, high = (math.log10(value) for value in axes.get_xlim())
+    powers = range(math.floor(low), math.ceil(high) + 1)
     for most, factors in _TICKS:
-        powers = range(math.floor(low), math.ceil(high) + 1)
         places = [
             factor * 10.0**power for power in powers for factor in factors if low <= math.log10(factor) + power <= high
         ]
