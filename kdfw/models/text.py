@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdfw.amounts import Shape
 from kdfw.components import Model
 from kdfw.errors import ConfigError
-from kdfw.models import checkpoint
+from kdfw.models import checkpoint, embedding
 from kdfw.models.attention import packing_of, use_plain_attention
 from kdfw.models.fused import fused, prepare
 from kdfw.models.rows import MicroBatch, RowGroup
@@ -106,6 +106,7 @@ class TextModel(Model):
             checkpoint.set_dropout(model, dropout)
         use_plain_attention(model)
         prepare(model)
+        embedding.prepare(model)
         return model
 
     def check_length(self, transformer: Any, **limits: int) -> None:
