@@ -469,7 +469,7 @@ def _file_name(name: str) -> str:
 
 def encoding_speed(model: Model, data: RankingData, queries: TextSource, context: StageContext) -> dict[str, float]:
     """Queries and passages a model encodes a second, timed on some: embeddings may come from the cache, speed not."""
-    from kdfw.models.forward import Budget, encode_blocks
+    from kdfw.models.forward import encode_blocks
     from kdfw.models.precision import autocast_dtype
 
     name = {"dense": "embedding", "sparse": "sparse", "maxsim": "tokens"}[model.search]
@@ -485,7 +485,6 @@ def encoding_speed(model: Model, data: RankingData, queries: TextSource, context
                 name=name,
                 rows=rows,
                 device=context.device,
-                budget=Budget(tokens=2048),
                 autocast=autocast_dtype(context.precision),
             ):
                 pass

@@ -210,7 +210,9 @@ best = [tokenizer.decode(row, skip_special_tokens=True) for row in ended]"""
         group = self._sources(texts)
         found = [""] * len(texts)
         with evaluating(self), torch.inference_mode():
-            for rows in micro_batches(group.lengths(), max(1, budget.tokens // beam), budget.max_rows):
+            for rows in micro_batches(
+                group.widths(), max(1, budget.tokens_on(torch.device(device)) // beam), budget.max_rows
+            ):
                 micro = assemble(group, rows, torch.device(device), self.pad_id)
                 mask = torch.ones_like(micro.ids) if micro.mask is None else micro.mask.long()  # type: ignore[arg-type]
                 output = self.translator.generate(

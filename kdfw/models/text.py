@@ -159,7 +159,7 @@ class TextModel(Model):
                 )
                 for length in rows.lengths()
             ]
-        return RowGroup(name=name, ids=rows, type_ids=types, truncated=truncated)
+        return RowGroup(name=name, ids=rows, type_ids=types, max_tokens=max_tokens, truncated=truncated)
 
     def pair_group(
         self,
@@ -171,7 +171,7 @@ class TextModel(Model):
     ) -> RowGroup:
         """Rows of pairs of body ids."""
         rows, types, truncated = pair_rows(first, second, self.template(True), max_tokens, rule, self._side)
-        return RowGroup(name=name, ids=rows, type_ids=types, truncated=truncated)
+        return RowGroup(name=name, ids=rows, type_ids=types, max_tokens=max_tokens, truncated=truncated)
 
     @property
     def _side(self) -> str:

@@ -106,7 +106,9 @@ class Ensemble(Teacher):
         of: list[TeacherRef],
         weights: Weights = None,
         normalise: Normalise = "none",
-        tokens_per_batch: Annotated[int, Field(ge=1, description="token budget of a micro-batch")] = 8192,
+        tokens_per_batch: Annotated[
+            int | None, Field(ge=1, description="token budget of a micro-batch; default: 2048 on a CPU, 8192 on a GPU")
+        ] = None,
     ) -> None:
         self.of = of
         self.weights = checked_weights(of, weights)

@@ -70,8 +70,11 @@ class Score(Stage):
             int, Field(ge=1, description="queries scored together; a kill loses at most one block")
         ] = 32,
         tokens_per_batch: Annotated[
-            int, Field(ge=1, description="token budget of a micro-batch of the teacher")
-        ] = 8192,
+            int | None,
+            Field(
+                ge=1, description="token budget of a micro-batch of the teacher; default: 2048 on a CPU, 8192 on a GPU"
+            ),
+        ] = None,
     ) -> None:
         self.teacher = teacher
         self.of = of

@@ -69,10 +69,10 @@ class PairScorer:
 
     Args:
         name: the teacher's reference in the recipe.
-        tokens_per_batch: token budget of a micro-batch, for teachers that are models.
+        tokens_per_batch: token budget of a micro-batch, for teachers that are models; None: what suits the device.
     """
 
-    def __init__(self, context: StageContext, name: str, *, tokens_per_batch: int = 8192) -> None:
+    def __init__(self, context: StageContext, name: str, *, tokens_per_batch: int | None = None) -> None:
         self.name = name
         self.context = context
         self.teacher: Model | Teacher = context.teacher(name)
