@@ -155,14 +155,9 @@ def tune_process() -> None:
     """
     if sys.platform != "linux":
         return
-    import ctypes
+    from kdfw.memory import keep_freed_memory
 
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):  # MMAP_MAX, TRIM_THRESHOLD, TOP_PAD
-            libc.mallopt(parameter, value)
-    except (OSError, AttributeError):
-        pass
+    keep_freed_memory()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as stream:
             text = stream.read(8192)

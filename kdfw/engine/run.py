@@ -30,6 +30,7 @@ from kdfw.engine.runtime import Context, Runtime
 from kdfw.errors import ArtifactError
 from kdfw.files import clear_leftovers, files_below, link_or_copy, naming_full_disk, write_atomic, write_json
 from kdfw.fingerprint import file_digest
+from kdfw.memory import return_freed_memory
 from kdfw.models.precision import numerics
 from kdfw.plugins import registry
 from kdfw.processes import barrier, from_main
@@ -259,6 +260,7 @@ def _work(runtime: Runtime, planned: PlannedStage) -> Artifact:
             planned.stage.run(context)
     finally:
         context.release()
+        return_freed_memory()
     barrier(workers)
     artifact = None
     if workers.main:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from kdfw.memory import machine_memory
+
 if TYPE_CHECKING:
     import torch
 
@@ -114,19 +116,3 @@ def activations_to_keep(settings: TrainSettings, device: torch.device) -> float:
 
         return float(torch.cuda.get_device_properties(device).total_memory) / 2
     return machine_memory() / 4 / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def machine_memory() -> float:
-    """Bytes of memory that programs of this machine (or container) may use; infinite where nobody says."""
-    found = [math.inf]
-    try:
-        found.append(float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
-    except (ValueError, OSError, AttributeError):
-        pass
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            with open(name, encoding="ascii") as stream:
-                found.append(float(stream.read()))
-        except (OSError, ValueError):  # no such group, or `max`
-            continue
-    return min(found)

@@ -33,6 +33,7 @@ from kdfw.engine.settings import activations_to_keep
 from kdfw.engine.train_stage import STUDENT, Train
 from kdfw.errors import TrainingError
 from kdfw.files import write_json
+from kdfw.memory import Upkeep
 from kdfw.models.encoders import take_encoder
 from kdfw.models.forward import (
     Budget,
@@ -229,9 +230,11 @@ class Trainer:
             context.progress(self.feed.total_steps, "train", "step", start) as progress,
         ):
             if not finished:
+                upkeep = Upkeep()
                 for step, batch in self.feed.ahead(start):
                     clock = self.feed.clock(step)
                     values = self.step(batch, clock)
+                    upkeep.check()
                     done = step + 1
                     progress.update(1, **{name: values[name] for name in list(values)[:3]})
                     if done % self.settings.log_every == 0 or done == self.feed.total_steps:
