@@ -311,6 +311,11 @@ class Model(Component, nn.Module):
         """
         return ""
 
+    def left_out(self) -> Mapping[str, str]:
+        """Options that other libraries cannot follow when they open a saved folder: by option, what has to be done
+        instead. Known from the options alone."""
+        return {}
+
     def width(self, signal: str) -> int:
         """Channels or width of a signal (`features`, `hidden`, ...), which a loss with a projection asks for.
 

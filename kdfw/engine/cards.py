@@ -65,8 +65,10 @@ def facts_of(out: Path, plan: Plan, planned: PlannedStage, summary: Mapping[str,
     for name in ("base", "query_prefix", "passage_prefix"):
         if options.get(name) is not None:
             facts[name] = options[name]
-    model = plan.models[plan.start_of(planned.targets[stage.student])]  # knows the lengths left at their defaults
+    model: Any = plan.models[plan.start_of(planned.targets[stage.student])]  # knows what was left at its default
     facts |= {name: length for name in LENGTHS if (length := getattr(model, name, None)) is not None}
+    facts |= {name: getattr(model, name, None) for name in ("truncation", "label")}
+    facts["left_out"] = model.left_out()
     if "parameters" in summary:
         facts["parameters"] = summary["parameters"]
     return facts | _measures(out, plan, planned)

@@ -520,6 +520,16 @@ def load_model(folder: Path, *, allow_remote_code: bool = False) -> Model:
 
     Raises: DataError, ArtifactError, ConfigError naming the folder.
     """
+    built: Any = build_model(folder)
+    if hasattr(built, "allow_remote_code"):
+        built.allow_remote_code = allow_remote_code
+    model: Model = built
+    model.load(folder)
+    return model.eval()
+
+
+def build_model(folder: Path) -> Model:
+    """The model of a folder written by `Model.save`, built from its options, not loaded. Raises: as `load_model`."""
     from kdfw.options import Registry, check
     from kdfw.plugins import registry
 
@@ -531,12 +541,8 @@ def load_model(folder: Path, *, allow_remote_code: bool = False) -> Model:
     spec = check("student", described, (), known, lambda path: f"{folder / FILE}: {path}", problems)
     if spec is None:
         raise ConfigError(problems)
-    built: Any = spec.build()
-    if hasattr(built, "allow_remote_code"):
-        built.allow_remote_code = allow_remote_code
-    model: Model = built
-    model.load(folder)
-    return model.eval()
+    model: Model = spec.build()
+    return model
 
 
 # ---------------------------------------------------------------- sentence-transformers
@@ -567,6 +573,7 @@ def save_modules(
     model_type: str,
     prompts: Mapping[str, str],
     similarity: str | None,
+    default_prompt: str | None = None,
     **more: Any,
 ) -> None:
     """`modules.json` and `config_sentence_transformers.json`.
@@ -574,6 +581,7 @@ def save_modules(
     Args:
         modules: (class, subfolder) in order; the first is usually the transformer in the folder itself.
         model_type: the sentence-transformers class that loads it.
+        default_prompt: name of the prompt that is used where none is asked for.
     """
     listed = [
         {"idx": index, "name": str(index), "path": path, "type": module_path(name)}
@@ -586,7 +594,7 @@ def save_modules(
             "__version__": {},
             "model_type": model_type,
             "prompts": dict(prompts),
-            "default_prompt_name": None,
+            "default_prompt_name": default_prompt,
             "similarity_fn_name": similarity,
             **more,
         },
