@@ -214,11 +214,17 @@ def load_transformer(
     *,
     revision: str | None = None,
     allow_remote_code: bool = False,
+    new_head: bool = False,
+    uses_pooler: bool = False,
     **options: Any,
 ) -> Any:
     """`transformers.<auto>.from_pretrained`, from safetensors and in float32.
 
-    Raises: ConfigError when the model cannot be had, saying why.
+    Args:
+        new_head: whether what lies outside the encoder may start from random weights, for training to make of it what
+            it is for.
+        uses_pooler: whether what a pooler gives is used, so that a new one is worth a word.
+    Raises: ConfigError when the model cannot be had, or not all of it, saying why.
     """
     import transformers
 
@@ -226,8 +232,9 @@ def load_transformer(
         check_folder(source, allow_remote_code)
     try:
         with quiet():
-            model = getattr(transformers, auto).from_pretrained(
+            model, found = getattr(transformers, auto).from_pretrained(
                 str(source),
+                output_loading_info=True,
                 revision=_at(source, revision),
                 trust_remote_code=allow_remote_code,
                 use_safetensors=True,
@@ -238,8 +245,49 @@ def load_transformer(
         raise
     except Exception as error:  # damaged weights and odd configurations fail in any way inside transformers
         raise ConfigError(f"base: cannot load {str(source)!r} as {auto}: {_first_line(error)}") from error
+    _check_complete(model, auto, str(source), found, new_head=new_head, uses_pooler=uses_pooler)
     align(model)
     return model
+
+
+def _check_complete(
+    model: Any, auto: str, source: str, found: Mapping[str, Any], *, new_head: bool, uses_pooler: bool
+) -> None:
+    """Refuse a model of which transformers drew something at random that is not meant to be new.
+
+    Args:
+        found: what transformers says of loading; weights that are tied to others do not count as missing.
+    """
+    missing = sorted({*found["missing_keys"], *(str(key[0]) for key in found["mismatched_keys"])})
+    pooler = [name for name in missing if "pooler" in name.split(".")]
+    body = f"{model.base_model_prefix}."
+    new = [name for name in missing if not name.startswith(body)] if new_head else []
+    new += [name for name in pooler if (new_head or uses_pooler) and name not in new]
+    if new:
+        _say_new(source, type(model).__name__, tuple(sorted(new)))
+    lost = [name for name in missing if name not in new and name not in pooler]
+    if not lost:
+        return
+    named = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+    head = None if any(name.startswith(body) for name in lost) else _HEADS.get(auto)
+    what, fix = f"lacks weights of a {type(model).__name__}", f"use a checkpoint of a whole {type(model).__name__}"
+    if head is not None:
+        what, fix = f"has no {head}", "use a checkpoint that was trained with one, often the one this was made from"
+    raise ConfigError(f"base: {source!r} {what} (missing: {named}), which would be random numbers; {fix}")
+
+
+_HEADS = {
+    "AutoModelForMaskedLM": "masked language model head",
+    "AutoModelForCausalLM": "language model head",
+}
+"""What lies outside the encoder of a checkpoint, for messages."""
+
+
+@functools.cache
+def _say_new(source: str, name: str, weights: tuple[str, ...]) -> None:
+    """Once a process, as several stages load the same base."""
+    parts = ", ".join(sorted({weight.rsplit(".", 1)[0] for weight in weights}))
+    log.info("%s as %s: %s start from random weights; scores mean something once trained", source, name, parts)
 
 
 def _at(source: Path | str, revision: str | None) -> str:

@@ -29,6 +29,7 @@ class CrossEncoder(TextModel):
     provides: ClassVar[frozenset[str]] = frozenset({"logits", "hidden"})
     tasks: ClassVar[frozenset[str]] = frozenset({"ranking", "pairs"})
     auto: ClassVar[str] = "AutoModelForSequenceClassification"
+    new_head: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -83,6 +83,7 @@ class ImageClassifier(Model):
                 source,
                 revision=None if isinstance(source, Path) else self.revision,
                 allow_remote_code=self.allow_remote_code,
+                new_head=weights is None,
                 **({} if weights is not None else {"num_labels": count, "ignore_mismatched_sizes": True}),
             )
             if weights is None:

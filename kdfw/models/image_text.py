@@ -147,7 +147,7 @@ class ImageTextEncoder(TextModel):
             return width
         assert self.image_base is not None
         source = weights / _IMAGE if weights else checkpoint.locate(self.image_base) or self.image_base
-        self.image = self.open_transformer(source, weights)
+        self.image = self.open_transformer(source, weights, uses_pooler=True)
         self.facts |= checkpoint.image_normalisation(source, None)
         return int(getattr(self.image.config, "hidden_size", 0) or self.image.config.hidden_sizes[-1])
 

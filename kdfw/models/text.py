@@ -33,6 +33,8 @@ class TextModel(Model):
     reads: ClassVar[frozenset[str]] = frozenset({"text"})
     auto: ClassVar[str] = "AutoModel"
     """The transformers class that loads the base."""
+    new_head: ClassVar[bool] = False
+    """Whether what a base lacks beside its encoder is drawn anew, to be trained."""
 
     base: str
     revision: str | None
@@ -98,6 +100,7 @@ class TextModel(Model):
             source,
             revision=None if isinstance(source, Path) else self.revision,
             allow_remote_code=self.allow_remote_code,
+            new_head=self.new_head and weights is None,
             **options,
         )
         if layers is not None and weights is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -430,6 +431,65 @@ def test_a_scratch_tokenizer_is_the_same_every_time() -> None:
 
 
 # ---------------------------------------------------------------- refusals
+
+
+def bert_without_head(tiny_bert: Path, folder: Path, *without: str) -> Path:
+    """The tiny BERT without some of its weights, in the same format."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_bert, folder)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith(without)}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "without", "said"),
+    [
+        ("sparse", "cls.", "no masked language model head"),
+        ("sparse", "bert.encoder.layer.2", "lacks weights of a BertForMaskedLM"),
+        ("bi-encoder", "bert.encoder.layer.2", "lacks weights of a BertModel"),
+        ("cross-encoder", "bert.embeddings", "lacks weights of a BertForSequenceClassification"),
+    ],
+)
+def test_a_base_without_what_the_model_needs_is_refused(
+    name: str, without: str, said: str, tiny_bert: Path, tmp_path: Path
+) -> None:
+    folder = bert_without_head(tiny_bert, tmp_path / "cut", without)
+    with pytest.raises(ConfigError, match=said) as caught:
+        STUDENTS[name](base=str(folder)).load()
+    assert str(folder) in str(caught.value) and "; use a checkpoint" in str(caught.value)
+    if without == "cls.":  # what it does not need may be missing
+        STUDENTS["bi-encoder"](base=str(folder)).load()
+
+
+def test_a_translator_from_an_encoder_alone_is_refused(tmp_path: Path) -> None:
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=50, decoder_start_token_id=0)
+    T5EncoderModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="lacks weights of a T5ForConditionalGeneration.*decoder"):
+        checkpoint.load_transformer("AutoModelForSeq2SeqLM", tmp_path)
+
+
+def test_a_new_head_is_said_once_and_a_trained_one_is_not(
+    build: Build, ranking_batch: Batch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint._say_new.cache_clear()
+    caplog.set_level("INFO")
+    model, _ = build("cross-encoder", ranking_batch)
+    build("cross-encoder", ranking_batch)
+    build("bi-encoder", ranking_batch)  # its pooler is new, and not used
+    build("sparse", ranking_batch)  # its output is tied to the embeddings
+    said = [record.getMessage() for record in caplog.records if "random weights" in record.getMessage()]
+    assert len(said) == 1 and "bert.pooler.dense, classifier start from random weights" in said[0]
+    model.save(tmp_path / "model")
+    load_model(tmp_path / "model")
+    bert_without_head(tmp_path / "model", tmp_path / "cut", "classifier.")
+    with pytest.raises(ConfigError, match="lacks weights"):  # of a trained model nothing may be missing
+        load_model(tmp_path / "cut")
 
 
 def test_layers_by_name() -> None:
