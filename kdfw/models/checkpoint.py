@@ -158,7 +158,7 @@ def cost(
 
     width = number("hidden_size", "d_model", "dim")
     inner = number("intermediate_size", "d_ff", "hidden_dim", "encoder_ffn_dim") or 4 * width
-    count = number("num_hidden_layers", "n_layers", "num_layers", "encoder_layers")
+    count = num_layers(config) or 0
     if not width or not count:
         later = unknown("the model is loaded: its configuration has unusual names")
         return later, later
@@ -169,6 +169,12 @@ def cost(
     if vocabulary:
         weights += width**2 + width * number("vocab_size")
     return Amount(2 * weights, "about"), Amount(width)
+
+
+def num_layers(config: Mapping[str, Any] | None) -> int | None:
+    """How many layers a configuration says there are; None where it does not, or is not here yet."""
+    names = ("num_hidden_layers", "n_layers", "num_layers", "encoder_layers")
+    return next((int(config[name]) for name in names if isinstance(config.get(name), int)), None) if config else None
 
 
 def check_folder(folder: Path, allow_remote_code: bool) -> None:
@@ -375,19 +381,38 @@ def chosen_layers(layers: int | str | Sequence[int], total: int) -> list[int]:
     A number N means the last N: a sentence encoder cut that way starts far better than from its first layers.
     Raises: ConfigError.
     """
+    fault = layers_fault(layers, total)
+    if fault is not None:
+        raise ConfigError(f"layers: {fault[0]}; {fault[1]}")
     if isinstance(layers, str):
-        match = re.fullmatch(r"(first|last)-([1-9][0-9]*)", layers)
+        side, count = layers.split("-")
+        return list(range(int(count))) if side == "first" else list(range(total - int(count), total))
+    return list(range(total - layers, total)) if isinstance(layers, int) else [int(layer) for layer in layers]
+
+
+def layers_fault(layers: int | str | Sequence[int], total: int | None) -> tuple[str, str] | None:
+    """What is wrong with the option `layers` (`found ...`), and what would do; None when nothing is.
+
+    Args:
+        total: number of layers of the base; None when it is not known.
+    """
+    found = f"found {layers!r}"
+    if isinstance(layers, str):
+        match = re.fullmatch(r"(?:first|last)-([1-9][0-9]*)", layers)
         if match is None:
-            raise ConfigError(f"layers: found {layers!r}; write a number, a list of layers, first-N or last-N")
-        count = int(match[2])
-        numbers = list(range(count)) if match[1] == "first" else list(range(total - count, total))
+            return found, "write a number, a list of layers, first-N or last-N"
+        largest, least = int(match[1]) - 1, 0
     elif isinstance(layers, int):
-        numbers = list(range(total - layers, total))
+        largest, least = layers - 1, layers - 1
     else:
-        numbers = [int(layer) for layer in layers]
-    if not numbers or min(numbers) < 0 or max(numbers) >= total:
-        raise ConfigError(f"layers: found {layers!r}, but the base has layers 0 to {total - 1}")
-    return numbers
+        largest, least = max(layers, default=-1), min(layers, default=-1)
+        if len(set(layers)) < len(layers):  # they would share their weights
+            return f"{found}, which names a layer twice", "name each layer once"
+    if least < 0:
+        return f"{found}, which keeps no layer" if not layers else found, "keep at least one; layers count from 0"
+    if total is not None and largest >= total:
+        return f"{found}, but the base has {total} layers", f"the last one is {total - 1}"
+    return None
 
 
 def keep_layers(model: Any, layers: int | str | Sequence[int]) -> None:

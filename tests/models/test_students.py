@@ -497,7 +497,7 @@ def test_layers_by_name() -> None:
     assert checkpoint.chosen_layers("first-2", 6) == [0, 1]
     assert checkpoint.chosen_layers("last-3", 6) == [3, 4, 5]
     assert checkpoint.chosen_layers([0, 2, 4], 6) == [0, 2, 4]
-    for wrong in ("middle-2", [6], 7, []):
+    for wrong in ("middle-2", "first-0", "last-7", [6], [-1], 7, 0, -1, [], [1, 1]):
         with pytest.raises(ConfigError, match="layers"):
             checkpoint.chosen_layers(wrong, 6)
 
