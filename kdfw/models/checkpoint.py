@@ -8,7 +8,9 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
 
 _NETWORK = ("httpx", "httpcore", "requests", "urllib3")
 """Packages whose exceptions mean a connection that failed."""
+CONNECT_SECONDS = 5.0
+"""How long a hub may take to say where a model stands."""
 log = logging.getLogger(__name__)
 
 
@@ -89,7 +93,15 @@ def _file_hash(path: str, size: int, modified: int, changed: int) -> str:
     return file_digest(Path(path))
 
 
-_commits: dict[tuple[str, str | None], str] = {}
+_commits: dict[tuple[str, str | None], str | None] = {}
+
+
+def go_offline() -> None:
+    """Never ask a hub from here on, in this process and those it starts."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    read = sys.modules.get("huggingface_hub.constants")  # reads the environment once
+    if read is not None:
+        read.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
 def commit(name: str, revision: str | None = None) -> str | None:
@@ -103,6 +115,9 @@ def commit(name: str, revision: str | None = None) -> str | None:
 
     if (name, revision) not in _commits:
         folder = _downloaded(name, revision)
+        if folder is None and not _reachable(name, revision):
+            _commits[name, revision] = None
+            return None
         if folder is None:
             try:
                 with quiet():
@@ -112,6 +127,26 @@ def commit(name: str, revision: str | None = None) -> str | None:
                 return None
         _commits[name, revision] = folder.name
     return _commits[name, revision]
+
+
+def _reachable(name: str, revision: str | None) -> bool:
+    """Whether anybody answers for a hub model, by one attempt; a download would be tried for half a minute."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=CONNECT_SECONDS)
+    except Exception as error:
+        if not _is_network(error):  # an answer, if not the one hoped for
+            return True
+        log.warning("%s: the hub cannot be reached (%s); taken as %s", name, error, revision or "main")
+        return False
+    return True
+
+
+def _is_network(error: BaseException) -> bool:
+    return isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.startswith(_NETWORK)
 
 
 def _downloaded(name: str, revision: str | None) -> Path | None:
@@ -307,7 +342,7 @@ def _first_line(error: BaseException) -> str:
     said = lines[0] if lines else type(error).__name__
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, (ConnectionError, TimeoutError)) or type(cause).__module__.startswith(_NETWORK):
+        if _is_network(cause):
             return f"{said} The download failed: {cause}. Run the same command again when the connection stands."
         cause = cause.__cause__ or cause.__context__
     return said

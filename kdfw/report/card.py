@@ -48,6 +48,8 @@ class Facts(TypedDict, total=False):
     """Which text of a pair that is too long is cut, as tokenizers call it."""
     label: int
     """The output that is the score, where there are several."""
+    first_tokens: str
+    """Python that defines `first_tokens(text, count)` with a `tokenizer`."""
     left_out: Mapping[str, str]
     """Option -> what has to be done, of the options that other libraries do not follow."""
     max_query_tokens: int
@@ -237,10 +239,8 @@ def _with_pairs(facts: Mapping[str, Any], query: str, passage: str) -> str:
     count = as_number(facts.get("max_query_tokens"))
     text = 'from sentence_transformers import CrossEncoder\n\nmodel = CrossEncoder("PATH")\n'
     cut = ""
-    if count is not None:
-        from kdfw.models.tokenize import FIRST_TOKENS
-
-        text += f"tokenizer = model.tokenizer\n\n\n{FIRST_TOKENS}\n\n"
+    if count is not None and facts.get("first_tokens"):
+        text += f"tokenizer = model.tokenizer\n\n\n{facts['first_tokens']}\n\n"
         cut = f"query = first_tokens(query, {int(count)})\n"
         if prefix:
             cut = f"query = first_tokens({prefix!r} + query, {int(count)}).removeprefix({prefix!r})\n"
