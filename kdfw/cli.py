@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     plan = add("plan", _plan, "print the stages of a recipe, which are cached, and the work they are")
     recipe_arguments(plan)
+    plan.add_argument("--offline", action="store_true", help="never ask a hub")
     plan.add_argument("--json", action="store_true", help="as JSON")
     check = add("check", _check, "check a recipe, and run one batch through every stage without training")
     recipe_arguments(check)
@@ -197,7 +198,15 @@ def _run(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from kdfw.engine import api
 
-    print(api.plan_text(arguments.recipe, arguments.settings, arguments.out, arguments.cache, as_json=arguments.json))
+    text = api.plan_text(
+        arguments.recipe,
+        arguments.settings,
+        arguments.out,
+        arguments.cache,
+        offline=arguments.offline,
+        as_json=arguments.json,
+    )
+    print(text)
     return 0
 
 
@@ -224,6 +233,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     seeds = None if arguments.seeds is None else cells.seeds_of(arguments.seeds)
     chosen = (arguments.recipe, arguments.grid, seeds, arguments.settings)
+    if arguments.offline:
+        from kdfw.models.checkpoint import go_offline
+
+        go_offline()
     if arguments.plan:
         print(sweep.plan_text(*chosen, out=arguments.out, cache=arguments.cache, as_json=arguments.json))
         return 0

@@ -7,7 +7,7 @@ Inherit one level; compose the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -285,6 +285,14 @@ class Model(Component, nn.Module):
         """Hash of what `load()` without a folder would read, without reading it into memory (a plan asks this)."""
         raise NotImplementedError
 
+    def check(self, where: Callable[[str], str]) -> Iterator[Problem]:
+        """Faults that options show together with the base's configuration, where that is on this machine already.
+
+        Args:
+            where: `file:line: key` of an option, for the faults.
+        """
+        return iter(())
+
     def shape(self) -> Shape | None:
         """What the model costs, from its configuration, without loading it; None when it does not tell."""
         return None
@@ -310,6 +318,11 @@ class Model(Component, nn.Module):
         They may use `run(name, *texts, max_tokens)` (outputs of a graph as arrays, in order) and `numpy` as `np`.
         """
         return ""
+
+    def left_out(self) -> Mapping[str, str]:
+        """Options that other libraries cannot follow when they open a saved folder: by option, what has to be done
+        instead. Known from the options alone."""
+        return {}
 
     def width(self, signal: str) -> int:
         """Channels or width of a signal (`features`, `hidden`, ...), which a loss with a projection asks for.

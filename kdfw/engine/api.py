@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from kdfw.engine.launch import start_processes, stopping_together
 from kdfw.engine.run import RunResult, default_cache, default_out, run_plan
 from kdfw.engine.runtime import Context, Runtime
 from kdfw.errors import ConfigError, Problem, one_of
+from kdfw.models.checkpoint import go_offline
 from kdfw.plugins import registry
 from kdfw.recipe.plan import Plan, make_plan
 from kdfw.recipe.recipe import Recipe, read
@@ -67,7 +67,7 @@ def run(
     """
     workers, device = start_processes()
     if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
+        go_offline()
     with stopping_together(workers):
         planned = plan(recipe, settings)
         result = run_plan(
@@ -130,9 +130,17 @@ def _artifact(store: ArtifactStore | None, kind: str, fingerprint: str) -> Path 
 
 
 def plan_text(
-    recipe: str | Path, settings: Sequence[str], out: Path | None, cache: Path | None, *, as_json: bool = False
+    recipe: str | Path,
+    settings: Sequence[str],
+    out: Path | None,
+    cache: Path | None,
+    *,
+    offline: bool = False,
+    as_json: bool = False,
 ) -> str:
     """The plan as a table with the work of each stage, or as JSON."""
+    if offline:
+        go_offline()
     written = _read(recipe, settings)
     folder = cache or default_cache(out or default_out(written))
     store = ArtifactStore(folder, fallback=folder) if folder.exists() else None
@@ -170,12 +178,12 @@ def check(
     """
     import torch
 
+    if offline:
+        go_offline()
     planned = plan(recipe, settings)
     folder = cache or default_cache(out or default_out(planned.recipe))
     store = ArtifactStore(folder, fallback=folder)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
     runtime = Runtime(
         plan=planned,
         store=store,

@@ -11,6 +11,7 @@ import yaml
 
 from kdfw.components import Loss
 from kdfw.engine import licences
+from kdfw.models.tokenize import FIRST_TOKENS
 from kdfw.options import Spec
 from kdfw.recipe.plan import Plan, PlannedStage, Target
 from kdfw.report.card import write_card
@@ -65,8 +66,10 @@ def facts_of(out: Path, plan: Plan, planned: PlannedStage, summary: Mapping[str,
     for name in ("base", "query_prefix", "passage_prefix"):
         if options.get(name) is not None:
             facts[name] = options[name]
-    model = plan.models[plan.start_of(planned.targets[stage.student])]  # knows the lengths left at their defaults
+    model: Any = plan.models[plan.start_of(planned.targets[stage.student])]  # knows what was left at its default
     facts |= {name: length for name in LENGTHS if (length := getattr(model, name, None)) is not None}
+    facts |= {name: getattr(model, name, None) for name in ("truncation", "label")}
+    facts |= {"left_out": model.left_out(), "first_tokens": FIRST_TOKENS}
     if "parameters" in summary:
         facts["parameters"] = summary["parameters"]
     return facts | _measures(out, plan, planned)

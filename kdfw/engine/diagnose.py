@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from kdfw.engine.run import default_cache, default_out, do_stage
 from kdfw.engine.runtime import Runtime
 from kdfw.engine.train_stage import Train
 from kdfw.errors import ConfigError, DataError, Problem
+from kdfw.models.checkpoint import go_offline
 from kdfw.recipe.plan import Plan, PlannedStage
 
 
@@ -44,7 +44,7 @@ def diagnose(
     Raises: ConfigError, DataError, ... (`kdfw.errors`).
     """
     if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
+        go_offline()
     folder = Path(source)
     if folder.is_dir():
         if settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdfw import __version__
-from kdfw.errors import ConfigError, one_of
+from kdfw.errors import ConfigError, KdfwError, one_of
 from kdfw.files import files_below, inside, sync_file, write_atomic, write_json
 
 if TYPE_CHECKING:
     from kdfw.components import Model
     from kdfw.models.onnx import Agreement, Written
 
+log = logging.getLogger(__name__)
 TOLERANCE = 1e-4
 """Largest difference between a model and its ONNX copy: of float32, after some ten layers, 1e-6 is usual."""
 ONNX_FACTS = "onnx.json"
@@ -68,6 +70,7 @@ def export_student(run: Path, to: Path, *, stage: str | None = None) -> Path:
     Raises: ConfigError when there is no such student or `to` holds something.
     """
     source = student_of(run, stage)
+    _say_what_is_left_out(source)
     with _new_folder(to) as building:
         for name in files_below(source):
             (building / name).parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +120,18 @@ def export_onnx(run: Path, to: Path, *, stage: str | None = None, tolerance: flo
         for file in files_below(building):
             sync_file(building / file)
     return worst
+
+
+def _say_what_is_left_out(source: Path) -> None:
+    from kdfw.models import checkpoint
+
+    try:
+        model = checkpoint.build_model(source)
+    except KdfwError as error:  # a copy needs no plugin
+        log.debug("%s: %s", source, error)
+        return
+    for option, instead in model.left_out().items():
+        log.warning("%s: other libraries do not follow this option of the model; to do: %s", option, instead)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -234,9 +233,11 @@ def _ran(
         value["models"] = {"model": dict(model)}
     source = Source(value=value, lines={(): ("command line", 0)}, file="command line")
     settings = [f"stages.{stages[-1]['name']}.{setting}" for setting in arguments.settings]
-    plan = make_plan(build(override(source, settings), known))
     if arguments.offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
+        from kdfw.models.checkpoint import go_offline
+
+        go_offline()
+    plan = make_plan(build(override(source, settings), known))
     workers, device = start_processes()
     out: Path = arguments.out
     cache = arguments.cache or default_cache(out)

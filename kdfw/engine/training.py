@@ -729,8 +729,8 @@ def _scale_gradients(cached: Cached) -> None:
 
 
 def _checkpoint_activations(model: Model) -> None:
-    for module in model.modules():
-        enable = getattr(module, "gradient_checkpointing_enable", None)
-        if enable is not None:
-            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            return
+    for module in model.modules():  # one of several towers, or a part of one, for which that is done twice
+        old = getattr(module, "gradient_checkpointing_enable", None)
+        enable = getattr(module, "activation_checkpointing_enable", old)
+        if enable is not None and getattr(module, "supports_gradient_checkpointing", True):
+            enable({"use_reentrant": False})

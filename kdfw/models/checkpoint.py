@@ -8,7 +8,9 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
 
 _NETWORK = ("httpx", "httpcore", "requests", "urllib3")
 """Packages whose exceptions mean a connection that failed."""
+CONNECT_SECONDS = 5.0
+"""How long a hub may take to say where a model stands."""
 log = logging.getLogger(__name__)
 
 
@@ -89,7 +93,15 @@ def _file_hash(path: str, size: int, modified: int, changed: int) -> str:
     return file_digest(Path(path))
 
 
-_commits: dict[tuple[str, str | None], str] = {}
+_commits: dict[tuple[str, str | None], str | None] = {}
+
+
+def go_offline() -> None:
+    """Never ask a hub from here on, in this process and those it starts."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    read = sys.modules.get("huggingface_hub.constants")  # reads the environment once
+    if read is not None:
+        read.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
 def commit(name: str, revision: str | None = None) -> str | None:
@@ -103,6 +115,9 @@ def commit(name: str, revision: str | None = None) -> str | None:
 
     if (name, revision) not in _commits:
         folder = _downloaded(name, revision)
+        if folder is None and not _reachable(name, revision):
+            _commits[name, revision] = None
+            return None
         if folder is None:
             try:
                 with quiet():
@@ -112,6 +127,26 @@ def commit(name: str, revision: str | None = None) -> str | None:
                 return None
         _commits[name, revision] = folder.name
     return _commits[name, revision]
+
+
+def _reachable(name: str, revision: str | None) -> bool:
+    """Whether anybody answers for a hub model, by one attempt; a download would be tried for half a minute."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=CONNECT_SECONDS)
+    except Exception as error:
+        if not _is_network(error):  # an answer, if not the one hoped for
+            return True
+        log.warning("%s: the hub cannot be reached (%s); taken as %s", name, error, revision or "main")
+        return False
+    return True
+
+
+def _is_network(error: BaseException) -> bool:
+    return isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.startswith(_NETWORK)
 
 
 def _downloaded(name: str, revision: str | None) -> Path | None:
@@ -158,7 +193,7 @@ def cost(
 
     width = number("hidden_size", "d_model", "dim")
     inner = number("intermediate_size", "d_ff", "hidden_dim", "encoder_ffn_dim") or 4 * width
-    count = number("num_hidden_layers", "n_layers", "num_layers", "encoder_layers")
+    count = num_layers(config) or 0
     if not width or not count:
         later = unknown("the model is loaded: its configuration has unusual names")
         return later, later
@@ -169,6 +204,12 @@ def cost(
     if vocabulary:
         weights += width**2 + width * number("vocab_size")
     return Amount(2 * weights, "about"), Amount(width)
+
+
+def num_layers(config: Mapping[str, Any] | None) -> int | None:
+    """How many layers a configuration says there are; None where it does not, or is not here yet."""
+    names = ("num_hidden_layers", "n_layers", "num_layers", "encoder_layers")
+    return next((int(config[name]) for name in names if isinstance(config.get(name), int)), None) if config else None
 
 
 def check_folder(folder: Path, allow_remote_code: bool) -> None:
@@ -214,11 +255,17 @@ def load_transformer(
     *,
     revision: str | None = None,
     allow_remote_code: bool = False,
+    new_head: bool = False,
+    uses_pooler: bool = False,
     **options: Any,
 ) -> Any:
     """`transformers.<auto>.from_pretrained`, from safetensors and in float32.
 
-    Raises: ConfigError when the model cannot be had, saying why.
+    Args:
+        new_head: whether what lies outside the encoder may start from random weights, for training to make of it what
+            it is for.
+        uses_pooler: whether what a pooler gives is used, so that a new one is worth a word.
+    Raises: ConfigError when the model cannot be had, or not all of it, saying why.
     """
     import transformers
 
@@ -226,8 +273,9 @@ def load_transformer(
         check_folder(source, allow_remote_code)
     try:
         with quiet():
-            model = getattr(transformers, auto).from_pretrained(
+            model, found = getattr(transformers, auto).from_pretrained(
                 str(source),
+                output_loading_info=True,
                 revision=_at(source, revision),
                 trust_remote_code=allow_remote_code,
                 use_safetensors=True,
@@ -238,8 +286,49 @@ def load_transformer(
         raise
     except Exception as error:  # damaged weights and odd configurations fail in any way inside transformers
         raise ConfigError(f"base: cannot load {str(source)!r} as {auto}: {_first_line(error)}") from error
+    _check_complete(model, auto, str(source), found, new_head=new_head, uses_pooler=uses_pooler)
     align(model)
     return model
+
+
+def _check_complete(
+    model: Any, auto: str, source: str, found: Mapping[str, Any], *, new_head: bool, uses_pooler: bool
+) -> None:
+    """Refuse a model of which transformers drew something at random that is not meant to be new.
+
+    Args:
+        found: what transformers says of loading; weights that are tied to others do not count as missing.
+    """
+    missing = sorted({*found["missing_keys"], *(str(key[0]) for key in found["mismatched_keys"])})
+    pooler = [name for name in missing if "pooler" in name.split(".")]
+    body = f"{model.base_model_prefix}."
+    new = [name for name in missing if not name.startswith(body)] if new_head else []
+    new += [name for name in pooler if (new_head or uses_pooler) and name not in new]
+    if new:
+        _say_new(source, type(model).__name__, tuple(sorted(new)))
+    lost = [name for name in missing if name not in new and name not in pooler]
+    if not lost:
+        return
+    named = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+    head = None if any(name.startswith(body) for name in lost) else _HEADS.get(auto)
+    what, fix = f"lacks weights of a {type(model).__name__}", f"use a checkpoint of a whole {type(model).__name__}"
+    if head is not None:
+        what, fix = f"has no {head}", "use a checkpoint that was trained with one, often the one this was made from"
+    raise ConfigError(f"base: {source!r} {what} (missing: {named}), which would be random numbers; {fix}")
+
+
+_HEADS = {
+    "AutoModelForMaskedLM": "masked language model head",
+    "AutoModelForCausalLM": "language model head",
+}
+"""What lies outside the encoder of a checkpoint, for messages."""
+
+
+@functools.cache
+def _say_new(source: str, name: str, weights: tuple[str, ...]) -> None:
+    """Once a process, as several stages load the same base."""
+    parts = ", ".join(sorted({weight.rsplit(".", 1)[0] for weight in weights}))
+    log.info("%s as %s: %s start from random weights; scores mean something once trained", source, name, parts)
 
 
 def _at(source: Path | str, revision: str | None) -> str:
@@ -253,7 +342,7 @@ def _first_line(error: BaseException) -> str:
     said = lines[0] if lines else type(error).__name__
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, (ConnectionError, TimeoutError)) or type(cause).__module__.startswith(_NETWORK):
+        if _is_network(cause):
             return f"{said} The download failed: {cause}. Run the same command again when the connection stands."
         cause = cause.__cause__ or cause.__context__
     return said
@@ -327,19 +416,38 @@ def chosen_layers(layers: int | str | Sequence[int], total: int) -> list[int]:
     A number N means the last N: a sentence encoder cut that way starts far better than from its first layers.
     Raises: ConfigError.
     """
+    fault = layers_fault(layers, total)
+    if fault is not None:
+        raise ConfigError(f"layers: {fault[0]}; {fault[1]}")
     if isinstance(layers, str):
-        match = re.fullmatch(r"(first|last)-([1-9][0-9]*)", layers)
+        side, count = layers.split("-")
+        return list(range(int(count))) if side == "first" else list(range(total - int(count), total))
+    return list(range(total - layers, total)) if isinstance(layers, int) else [int(layer) for layer in layers]
+
+
+def layers_fault(layers: int | str | Sequence[int], total: int | None) -> tuple[str, str] | None:
+    """What is wrong with the option `layers` (`found ...`), and what would do; None when nothing is.
+
+    Args:
+        total: number of layers of the base; None when it is not known.
+    """
+    found = f"found {layers!r}"
+    if isinstance(layers, str):
+        match = re.fullmatch(r"(?:first|last)-([1-9][0-9]*)", layers)
         if match is None:
-            raise ConfigError(f"layers: found {layers!r}; write a number, a list of layers, first-N or last-N")
-        count = int(match[2])
-        numbers = list(range(count)) if match[1] == "first" else list(range(total - count, total))
+            return found, "write a number, a list of layers, first-N or last-N"
+        largest, least = int(match[1]) - 1, 0
     elif isinstance(layers, int):
-        numbers = list(range(total - layers, total))
+        largest, least = layers - 1, layers - 1
     else:
-        numbers = [int(layer) for layer in layers]
-    if not numbers or min(numbers) < 0 or max(numbers) >= total:
-        raise ConfigError(f"layers: found {layers!r}, but the base has layers 0 to {total - 1}")
-    return numbers
+        largest, least = max(layers, default=-1), min(layers, default=-1)
+        if len(set(layers)) < len(layers):  # they would share their weights
+            return f"{found}, which names a layer twice", "name each layer once"
+    if least < 0:
+        return f"{found}, which keeps no layer" if not layers else found, "keep at least one; layers count from 0"
+    if total is not None and largest >= total:
+        return f"{found}, but the base has {total} layers", f"the last one is {total - 1}"
+    return None
 
 
 def keep_layers(model: Any, layers: int | str | Sequence[int]) -> None:
@@ -520,6 +628,16 @@ def load_model(folder: Path, *, allow_remote_code: bool = False) -> Model:
 
     Raises: DataError, ArtifactError, ConfigError naming the folder.
     """
+    built: Any = build_model(folder)
+    if hasattr(built, "allow_remote_code"):
+        built.allow_remote_code = allow_remote_code
+    model: Model = built
+    model.load(folder)
+    return model.eval()
+
+
+def build_model(folder: Path) -> Model:
+    """The model of a folder written by `Model.save`, built from its options, not loaded. Raises: as `load_model`."""
     from kdfw.options import Registry, check
     from kdfw.plugins import registry
 
@@ -531,12 +649,8 @@ def load_model(folder: Path, *, allow_remote_code: bool = False) -> Model:
     spec = check("student", described, (), known, lambda path: f"{folder / FILE}: {path}", problems)
     if spec is None:
         raise ConfigError(problems)
-    built: Any = spec.build()
-    if hasattr(built, "allow_remote_code"):
-        built.allow_remote_code = allow_remote_code
-    model: Model = built
-    model.load(folder)
-    return model.eval()
+    model: Model = spec.build()
+    return model
 
 
 # ---------------------------------------------------------------- sentence-transformers
@@ -567,6 +681,7 @@ def save_modules(
     model_type: str,
     prompts: Mapping[str, str],
     similarity: str | None,
+    default_prompt: str | None = None,
     **more: Any,
 ) -> None:
     """`modules.json` and `config_sentence_transformers.json`.
@@ -574,6 +689,7 @@ def save_modules(
     Args:
         modules: (class, subfolder) in order; the first is usually the transformer in the folder itself.
         model_type: the sentence-transformers class that loads it.
+        default_prompt: name of the prompt that is used where none is asked for.
     """
     listed = [
         {"idx": index, "name": str(index), "path": path, "type": module_path(name)}
@@ -586,7 +702,7 @@ def save_modules(
             "__version__": {},
             "model_type": model_type,
             "prompts": dict(prompts),
-            "default_prompt_name": None,
+            "default_prompt_name": default_prompt,
             "similarity_fn_name": similarity,
             **more,
         },

@@ -16,7 +16,7 @@ from kdfw.models import checkpoint
 from kdfw.models.options import Base, Dropout, Layers, PassagePrefix, QueryPrefix, Revision
 from kdfw.models.rows import Graph, MicroBatch, RowGroup
 from kdfw.models.text import TextModel, first_states, on, prefixed, run_transformer, texts_of
-from kdfw.models.tokenize import unique_texts
+from kdfw.models.tokenize import FIRST_TOKENS, unique_texts
 from kdfw.types import Batch, Signals, Text
 
 _ACTIVATIONS = {"none": "torch.nn.modules.linear.Identity", "sigmoid": "torch.nn.modules.activation.Sigmoid"}
@@ -29,6 +29,7 @@ class CrossEncoder(TextModel):
     provides: ClassVar[frozenset[str]] = frozenset({"logits", "hidden"})
     tasks: ClassVar[frozenset[str]] = frozenset({"ranking", "pairs"})
     auto: ClassVar[str] = "AutoModelForSequenceClassification"
+    new_head: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -89,17 +90,30 @@ class CrossEncoder(TextModel):
         config.sentence_transformers = {"activation_fn": name}
         checkpoint.save_transformer(self.classifier, folder)
         self.save_tokenizer(folder, self.max_pair_tokens)
-        checkpoint.save_json(
-            folder / "config_sentence_transformers.json",
-            {
-                "__version__": {},
-                "model_type": "CrossEncoder",
-                "activation_fn": name,
-                "default_prompt_name": None,
-                "prompts": {},
-            },
+        settings: dict[str, object] = {"transformer_task": "sequence-classification"}
+        if self.truncation != "longest_first":  # this and the prompt need sentence-transformers 6
+            settings["processing_kwargs"] = {"text": {"truncation": self.truncation}}
+        checkpoint.save_json(folder / "sentence_bert_config.json", settings)
+        checkpoint.save_modules(
+            folder,
+            [("Transformer", "")],
+            model_type="CrossEncoder",
+            prompts={"query": self.query_prefix} if self.query_prefix else {},
+            default_prompt="query" if self.query_prefix else None,
+            similarity=None,
+            activation_fn=name,
         )
         checkpoint.save_description(self, folder)
+
+    def left_out(self) -> Mapping[str, str]:
+        found = {}
+        if self.max_query_tokens is not None:
+            found["max_query_tokens"] = f"cut queries after {self.max_query_tokens} tokens, prefix included"
+        if self.passage_prefix:
+            found["passage_prefix"] = f"put {self.passage_prefix!r} before every passage"
+        if self.label is not None:
+            found["label"] = f"of several outputs take number {self.label}"
+        return found
 
     def width(self, signal: str) -> int:
         """Of hidden states."""
@@ -113,10 +127,16 @@ class CrossEncoder(TextModel):
 
     def usage(self) -> str:
         query, passage = prefixed(self.query_prefix, "queries"), prefixed(self.passage_prefix, "passages")
-        cut = f"  # queries keep at most {self.max_query_tokens} tokens" if self.max_query_tokens is not None else ""
+        helper = cut = ""
+        if self.max_query_tokens is not None:
+            helper, cut = (
+                f"{FIRST_TOKENS}\n\n",
+                f"query = [first_tokens(text, {self.max_query_tokens}) for text in query]\n",
+            )
         return f"""\
-# queries, passages: lists of texts
-query, passage = {query}, {passage}{cut}
+{helper}# queries, passages: lists of texts
+query, passage = {query}, {passage}
+{cut}\
 pairs = [list(side) for side in zip(*((one, other) for one in query for other in passage))]
 (found,) = run("model", *pairs, max_tokens={self.max_pair_tokens}, truncation="{self.truncation}")
 scores = found.reshape(len(query), len(passage))"""

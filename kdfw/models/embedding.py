@@ -29,13 +29,19 @@ def prepare(model: nn.Module) -> bool:
 
 
 class _Table(nn.Embedding):
-    """An `nn.Embedding` in everything but the way its gradient is computed."""
+    """An `nn.Embedding` in everything but the way its gradient is computed.
+
+    While there is a `.grad` already, what is added to it is sparse: hooks on the weights see that, and
+    `torch.autograd.grad` gives it.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        short = torch.is_grad_enabled() and self.weight.requires_grad and self.weight.device.type == "cpu"
-        if not short or torch.compiler.is_compiling():
+        weight = self.weight
+        short = torch.is_grad_enabled() and weight.requires_grad and weight.device.type == "cpu"
+        # weights that another tensor stands in for (`torch.func`, parametrizations) have no `.grad` to add to
+        if not short or not isinstance(weight, nn.Parameter) or torch.compiler.is_compiling():
             return super().forward(input)
-        found: Tensor = _Lookup.apply(self.weight, input, self.padding_idx)  # type: ignore[no-untyped-call]
+        found: Tensor = _Lookup.apply(weight, input, self.padding_idx)  # type: ignore[no-untyped-call]
         return found
 
 
@@ -47,11 +53,13 @@ class _Lookup(torch.autograd.Function):
         return nn.functional.embedding(ids, weight)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (ids,) = ctx.saved_tensors
         weight: Tensor = ctx.weight
-        distinct, places = ids.unique(return_inverse=True)
+        if torch.is_grad_enabled():  # a gradient that is itself differentiated (`create_graph`): torch's own
+            padding = -1 if ctx.padding_idx is None else ctx.padding_idx
+            return torch.ops.aten.embedding_dense_backward(gradient, ids, len(weight), padding, False), None, None
+        distinct, places = ids.long().unique(return_inverse=True)
         rows = torch.ops.aten.embedding_dense_backward(gradient, places, len(distinct), -1, False)
         if ctx.padding_idx is not None:
             rows.masked_fill_((distinct == ctx.padding_idx)[:, None], 0.0)

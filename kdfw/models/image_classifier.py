@@ -78,12 +78,14 @@ class ImageClassifier(Model):
         count = len(self.classes)
         if self.base is not None:
             source = weights or checkpoint.locate(self.base) or self.base
+            more: dict[str, Any] = {"num_labels": count, "ignore_mismatched_sizes": True} if weights is None else {}
             self.body = checkpoint.load_transformer(
                 "AutoModelForImageClassification",
                 source,
                 revision=None if isinstance(source, Path) else self.revision,
                 allow_remote_code=self.allow_remote_code,
-                **({} if weights is not None else {"num_labels": count, "ignore_mismatched_sizes": True}),
+                new_head=weights is None,
+                **more,
             )
             if weights is None:
                 config = checkpoint.configuration(self.base, self.revision)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdfw.amounts import Shape
-from kdfw.errors import ConfigError
+from kdfw.errors import ConfigError, Problem
 from kdfw.fingerprint import fingerprint
 from kdfw.models import checkpoint, image_nets
 from kdfw.models.bi_encoder import pool, vector_signals
@@ -102,6 +102,9 @@ class ImageTextEncoder(TextModel):
                 }  # fmt: skip
                 return
 
+    def check(self, where: Callable[[str], str]) -> Iterator[Problem]:
+        return self.check_layers(where, base="text_base", layers="text_layers")
+
     def base_fingerprint(self) -> str:
         if self.base is not None:
             return checkpoint.fingerprint(self.base, self.revision)
@@ -147,7 +150,7 @@ class ImageTextEncoder(TextModel):
             return width
         assert self.image_base is not None
         source = weights / _IMAGE if weights else checkpoint.locate(self.image_base) or self.image_base
-        self.image = self.open_transformer(source, weights)
+        self.image = self.open_transformer(source, weights, uses_pooler=True)
         self.facts |= checkpoint.image_normalisation(source, None)
         return int(getattr(self.image.config, "hidden_size", 0) or self.image.config.hidden_sizes[-1])
 

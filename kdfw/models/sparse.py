@@ -83,6 +83,9 @@ class SparseEncoder(TextModel):
         )
         checkpoint.save_description(self, folder)
 
+    def left_out(self) -> Mapping[str, str]:
+        return {"exclude_special": "none: words of special tokens count there"} if self.exclude_special else {}
+
     def graphs(self) -> Sequence[Graph]:
         def finish(found: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             return {"weights": found["sparse"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdfw.amounts import Shape
 from kdfw.components import Model
-from kdfw.errors import ConfigError
+from kdfw.errors import ConfigError, Problem
 from kdfw.models import checkpoint, embedding
 from kdfw.models.attention import packing_of, use_plain_attention
 from kdfw.models.fused import fused, prepare
@@ -33,6 +33,8 @@ class TextModel(Model):
     reads: ClassVar[frozenset[str]] = frozenset({"text"})
     auto: ClassVar[str] = "AutoModel"
     """The transformers class that loads the base."""
+    new_head: ClassVar[bool] = False
+    """Whether what a base lacks beside its encoder is drawn anew, to be trained."""
 
     base: str
     revision: str | None
@@ -49,6 +51,21 @@ class TextModel(Model):
 
     def base_fingerprint(self) -> str:
         return checkpoint.fingerprint(self.base, self.revision)
+
+    def check(self, where: Callable[[str], str]) -> Iterator[Problem]:
+        return self.check_layers(where)
+
+    def check_layers(
+        self, where: Callable[[str], str], *, base: str = "base", layers: str = "layers"
+    ) -> Iterator[Problem]:
+        """Faults of the option that says which layers of a base are kept, both by their names."""
+        name, wanted = getattr(self, base, None), getattr(self, layers, None)
+        if name is None or wanted is None:
+            return
+        total = checkpoint.num_layers(checkpoint.configuration(name, self.revision))
+        fault = checkpoint.layers_fault(wanted, total)
+        if fault is not None:
+            yield Problem(where=where(layers), found=fault[0], fix=fault[1])
 
     def shape(self) -> Shape | None:
         """By the usual names in a transformer's configuration and in the options of our models."""
@@ -98,6 +115,7 @@ class TextModel(Model):
             source,
             revision=None if isinstance(source, Path) else self.revision,
             allow_remote_code=self.allow_remote_code,
+            new_head=self.new_head and weights is None,
             **options,
         )
         if layers is not None and weights is None:

@@ -29,6 +29,7 @@ class TextClassifier(TextModel):
     provides: ClassVar[frozenset[str]] = frozenset({"logits", "features", "hidden"})
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
     auto: ClassVar[str] = "AutoModelForSequenceClassification"
+    new_head: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -17,6 +17,13 @@ from kdfw.models.rows import Joined
 from kdfw.types import Text
 
 Truncation = Literal["longest_first", "only_second"]
+FIRST_TOKENS = """\
+def first_tokens(text, count):
+    places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return text[: max((end for _, end in places[:count]), default=0)]
+"""
+"""Python that cuts a text after some of its tokens, for those who read texts without kdfw. What stays has the same
+tokens: word pieces, merges and unigrams do not depend on what follows the end of one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -152,11 +153,16 @@ class _Planner:
             model = self.models[name]
             try:
                 own = model.base_fingerprint() if isinstance(model, Model) else model.fingerprint()
+                if isinstance(model, Model):
+                    self.problems.extend(model.check(partial(self._where_in, spec)))
             except KdfwError as error:
                 self.problems.append(Problem(where=where(spec.path), found=str(error)))
                 own = ""
             inner = [self.model_fingerprints.get(target.name, target.name) for target in targets.values()]
             self.model_fingerprints[name] = fingerprint([ENGINE_VERSION, spec.canonical(), own, inner])
+
+    def _where_in(self, spec: Spec, option: str) -> str:
+        return self.recipe.source.where((*spec.path, option))
 
     def _plan_stage(self, number: int, entry: StageEntry) -> PlannedStage | None:
         targets = self._resolve(entry.spec.references)

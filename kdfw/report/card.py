@@ -44,6 +44,14 @@ class Facts(TypedDict, total=False):
     """Whether the folder has an image processor of transformers."""
     query_prefix: str
     passage_prefix: str
+    truncation: str
+    """Which text of a pair that is too long is cut, as tokenizers call it."""
+    label: int
+    """The output that is the score, where there are several."""
+    first_tokens: str
+    """Python that defines `first_tokens(text, count)` with a `tokenizer`."""
+    left_out: Mapping[str, str]
+    """Option -> what has to be done, of the options that other libraries do not follow."""
     max_query_tokens: int
     max_passage_tokens: int
     max_pair_tokens: int
@@ -193,12 +201,7 @@ def _usage(facts: Mapping[str, Any]) -> Iterator[str]:
     library, architecture = str(facts.get("sentence_transformers") or ""), str(facts.get("architecture") or "")
     query, passage = "how do I sort a list?", "sorted(x) returns a new list."
     if library == "CrossEncoder":
-        yield _fenced(
-            "from sentence_transformers import CrossEncoder\n\n"
-            'model = CrossEncoder("PATH")\n'
-            f"scores = model.predict([({query!r}, {passage!r})])",
-            "python",
-        )
+        yield _fenced(_with_pairs(facts, query, passage), "python")
     elif library:
         yield _fenced(
             f"from sentence_transformers import {library}\n\n"
@@ -218,7 +221,33 @@ def _usage(facts: Mapping[str, Any]) -> Iterator[str]:
     if prefix or passage_prefix:
         named = (("queries", prefix), ("passages", passage_prefix))
         begin = " and ".join(f"{what} begin with {_code(repr(text))}" for what, text in named if text)
-        yield f"As in training, {begin}: `encode_query` and `encode_document` put it there."
+        if library == "CrossEncoder":
+            who = "`predict` puts it before queries (from version 6 of sentence-transformers)" if prefix else ""
+            who += " and " * bool(prefix and passage_prefix) + "you put it before passages" * bool(passage_prefix)
+        else:
+            who = "`encode_query` and `encode_document` put it there"
+        yield f"As in training, {begin}: {who}."
+    left_out = facts.get("left_out")
+    if isinstance(left_out, Mapping) and left_out:
+        yield "Other libraries do not follow these options of the model, so they are left to you:"
+        yield "\n".join(f"- {_code(option)}: {_plain(instead)}" for option, instead in left_out.items())
+
+
+def _with_pairs(facts: Mapping[str, Any], query: str, passage: str) -> str:
+    """Lines that score a pair as in training, whatever the folder itself cannot say."""
+    prefix, passage_prefix = str(facts.get("query_prefix") or ""), str(facts.get("passage_prefix") or "")
+    count = as_number(facts.get("max_query_tokens"))
+    text = 'from sentence_transformers import CrossEncoder\n\nmodel = CrossEncoder("PATH")\n'
+    cut = ""
+    if count is not None and facts.get("first_tokens"):
+        text += f"tokenizer = model.tokenizer\n\n\n{facts['first_tokens']}\n\n"
+        cut = f"query = first_tokens(query, {int(count)})\n"
+        if prefix:
+            cut = f"query = first_tokens({prefix!r} + query, {int(count)}).removeprefix({prefix!r})\n"
+    text += f"query, passage = {query!r}, {f'{passage_prefix!r} + ' if passage_prefix else ''}{passage!r}\n{cut}"
+    text += "scores = model.predict([(query, passage)])"
+    label = as_number(facts.get("label"))
+    return text if label is None else f"{text}.reshape(1, -1)[:, {int(label)}]"
 
 
 def _with_kdfw(kind: str) -> str:
@@ -255,6 +284,15 @@ def _with_transformers(facts: Mapping[str, Any], architecture: str) -> str:
             '\ntokens = tokenizer(["a sentence"], return_tensors="pt")\n'
             f"written = model.generate(**tokens, num_beams=4, max_new_tokens={longest})\n"
             "texts = tokenizer.batch_decode(written, skip_special_tokens=True)"
+        )
+    elif facts.get("sentence_transformers") == "CrossEncoder":
+        begin = f"{facts['query_prefix']!r} + " if facts.get("query_prefix") else ""
+        longest = int(as_number(facts.get("max_pair_tokens")) or 512)
+        opened += (
+            "\n# query and passage as above; for lists of them also padding=True"
+            f"\ntokens = tokenizer({begin}query, passage, "
+            f'truncation={facts.get("truncation") or "longest_first"!r}, max_length={longest}, return_tensors="pt")\n'
+            f"logits = model(**tokens).logits[:, {int(as_number(facts.get('label')) or 0)}]"
         )
     elif facts.get("type") == "text-classifier":
         opened += (

@@ -25,6 +25,8 @@ MODELS = {
     "bi": "{type: bi-encoder, base: ROOT/student, max_query_tokens: 16, max_passage_tokens: 32, query_prefix: 'ask '}",
     "two": "{type: bi-encoder, base: ROOT/student, towers: two, max_query_tokens: 16, max_passage_tokens: 32}",
     "cross": "{type: cross-encoder, base: ROOT/student, max_pair_tokens: 48}",
+    "asking": "{type: cross-encoder, base: ROOT/student, max_pair_tokens: 20, max_query_tokens: 9, "
+    "truncation: only_second, query_prefix: 'ask: ', passage_prefix: 'water ', activation: sigmoid}",
     "late": "{type: late-interaction, base: ROOT/student, projection: 8, max_query_tokens: 16, max_passage_tokens: 32}",
     "sparse": "{type: sparse, base: ROOT/student, max_query_tokens: 16, max_passage_tokens: 32}",
 }
@@ -88,9 +90,16 @@ def test_the_snippets_of_a_text_ranker_give_its_scores(rankers: Path, name: str)
     if name == "two":  # the folder itself holds no transformer, its towers do
         assert len(snippets) == 1
     else:
-        opened = executed(snippets[1], folder)
+        above = {key: first[key] for key in ("query", "passage") if key in first}
+        opened = executed(snippets[1], folder, **above)
         assert "With transformers" in text or "with transformers alone" in text
         assert sum(p.numel() for p in opened["model"].parameters()) > 1000 and opened["tokenizer"]("water")
+    assert ("encode_query" in text) == (name not in ("cross", "asking"))
+    if name in ("cross", "asking"):  # with transformers alone, the pair as it was prepared above
+        expected = found.logit() if name == "asking" else found
+        assert opened["logits"].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+    if name == "asking":
+        assert "- `max_query_tokens`: cut queries after 9 tokens" in text and "- `passage_prefix`: put" in text
 
 
 def score_of(model: Any, query: str, passage: str) -> float:
@@ -112,7 +121,7 @@ def test_a_card_names_what_went_in_and_its_licences(rankers: Path) -> None:
     assert f"- base model {root}/student: mit\n- data beir beir: cc-by-sa-4.0, other" in text
     assert "Texts are cut: queries after 16 tokens and passages after 32 tokens." in text
     assert "As in training, queries begin with `'ask '`" in text and "passages begin" not in text
-    measures = json.loads((rankers / "out/stages/07-test/measures.json").read_text())
+    measures = json.loads((rankers / "out/stages/08-test/measures.json").read_text())
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert rows[0] == "| system | RR@10 | nDCG@10 |" and rows[2].startswith("| bm25 | ")
     value = measures["systems"]["train-bi"]["measures"]["RR@10"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,6 +55,68 @@ def test_gradients_join_those_of_a_tied_output_layer() -> None:
         return weight.grad
 
     torch.testing.assert_close(gradient(True), gradient(False))
+
+
+@pytest.mark.parametrize("padding_idx", [None, 3])
+def test_a_gradient_can_be_differentiated_again(padding_idx: int | None) -> None:
+    def second(short: bool) -> Tensor:
+        model = table(padding_idx, short=short)
+        (weight,) = model.parameters()
+        ids = torch.tensor([[3, 4, 3], [5, 6, 7]])
+        (first,) = torch.autograd.grad(model(ids).pow(3).sum(), [weight], create_graph=True)
+        first.square().sum().backward()
+        assert weight.grad is not None
+        return weight.grad
+
+    torch.testing.assert_close(second(True), second(False))
+
+
+def test_weights_that_another_tensor_stands_in_for() -> None:
+    ids = torch.tensor([[3, 3, 8999]])
+
+    def gradients(model: nn.Module) -> tuple[Tensor, Tensor]:
+        (weight,) = model.parameters()
+
+        def loss(tensor: Tensor) -> Tensor:
+            found: Tensor = torch.func.functional_call(model, {"0.weight": tensor}, (ids,)).square().sum()
+            return found
+
+        loss(2 * weight).backward()  # no leaf: a warning, and no `.grad` to add to
+        assert weight.grad is not None
+        return weight.grad, torch.func.grad(loss)(weight.detach())
+
+    for found, expected in zip(gradients(table(short=True)), gradients(table(short=False)), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_short_ids_and_half_precision() -> None:
+    def gradient(short: bool) -> Tensor:
+        model = table(short=short).bfloat16()
+        for _ in range(2):
+            model(torch.tensor([[3, 3, 8999]], dtype=torch.int32)).square().sum().backward()
+        (weight,) = model.parameters()
+        assert weight.grad is not None and weight.grad.dtype == torch.bfloat16
+        return weight.grad
+
+    torch.testing.assert_close(gradient(True), gradient(False))
+
+
+def test_a_table_that_was_enlarged_keeps_the_short_way(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(
+        vocab_size=ROWS, hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    model = BertForMaskedLM(config)
+    assert embedding.prepare(model)
+    model.resize_token_embeddings(ROWS + 5, mean_resizing=False)
+    found = model.get_input_embeddings()
+    assert type(found) is embedding._Table and found.weight is model.cls.predictions.decoder.weight
+    for _ in range(2):
+        model(torch.tensor([[0, ROWS + 4, 7]])).logits.square().mean().backward()
+    assert found.weight.grad.shape == (ROWS + 5, WIDTH) and bool(found.weight.grad[ROWS + 4].any())
+    model.save_pretrained(tmp_path)
+    assert torch.equal(BertForMaskedLM.from_pretrained(tmp_path).get_input_embeddings().weight, found.weight)
 
 
 def test_it_is_an_embedding_in_all_else() -> None:

@@ -66,6 +66,17 @@ def student(build: Build, name: str, **options: Any) -> Any:
         ("bi-encoder", {"projection": 8, "layers": 1, "query_prefix": "query: ", "scale": 20.0}, ["model"]),
         ("bi-encoder", {"towers": "two", "layers": 1, "pooling": "last", "similarity": "dot"}, ["passage", "query"]),
         ("cross-encoder", {"layers": 1, "activation": "sigmoid", "max_pair_tokens": 32}, ["model"]),
+        (
+            "cross-encoder",
+            {
+                "layers": 1,
+                "max_query_tokens": 6,
+                "max_pair_tokens": 32,
+                "query_prefix": "ask: ",
+                "passage_prefix": "it ",
+            },
+            ["model"],
+        ),
         ("late-interaction", {"layers": 1, "projection": 8, "query_marker": "[unused0]"}, ["passage", "query"]),
         ("sparse", {"layers": 1, "exclude_special": True}, ["model"]),
     ],

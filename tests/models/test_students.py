@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,13 @@ import torch
 from torch import Tensor
 
 from kdfw.components import Model
+from kdfw.engine.export import export_student
 from kdfw.errors import ArtifactError, ConfigError, DataError, MissingDependencyError, PluginError
 from kdfw.models import STUDENTS, checkpoint
 from kdfw.models.checkpoint import load_model
 from kdfw.models.forward import encode_texts, signals_of
 from kdfw.models.late_interaction import maxsim_all, maxsim_candidates
+from kdfw.teachers.scoring import ranking_batch as ranking_batch_of
 from kdfw.types import Batch
 from tests.models.conftest import SENTENCES, made
 
@@ -130,6 +133,73 @@ def test_sentence_transformers_gives_the_cross_encoders_scores(
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     rows = AutoTokenizer.from_pretrained(tmp_path)(*pairs[0], truncation=True, max_length=48, return_tensors="pt")
     assert plain(**rows).logits.item() == pytest.approx(logits_of(model, batch)[0, 0].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"truncation": "only_second"}, {"query_prefix": "query: "}, {"truncation": "only_second", "query_prefix": "ask "}],
+)
+def test_a_cross_encoders_folder_says_which_text_is_cut_and_how_queries_begin(
+    options: dict[str, Any], build: Build, ranking_batch: Batch, tmp_path: Path
+) -> None:
+    library = pytest.importorskip("sentence_transformers", minversion="6")
+    model: Any = build("cross-encoder", ranking_batch, max_pair_tokens=32, **options)[0]
+    model.save(tmp_path)
+    assert model.left_out() == {}
+    loaded = library.CrossEncoder(str(tmp_path), device="cpu")
+    queries, passages = LONG_PAIRS
+    theirs = loaded.predict(list(zip(queries, passages, strict=True)), show_progress_bar=False)
+    ours = scores_of_pairs(model, queries, passages)
+    assert np.abs(ours - theirs).max() < 1e-5
+    plain: Any = build("cross-encoder", ranking_batch, max_pair_tokens=32)[0]
+    plain.classifier.load_state_dict(model.classifier.state_dict())
+    assert np.abs(ours - scores_of_pairs(plain, queries, passages)).max() > 1e-3  # the options do something
+
+
+def test_the_lines_of_the_manual_give_a_cross_encoders_scores(
+    build: Build, ranking_batch: Batch, tmp_path: Path
+) -> None:
+    pytest.importorskip("sentence_transformers", minversion="6")
+    options = {"max_query_tokens": 24, "query_prefix": "query: ", "passage_prefix": "passage: "}
+    model: Any = build("cross-encoder", ranking_batch, max_pair_tokens=48, **options)[0]
+    model.save(tmp_path)
+    assert set(model.left_out()) == {"max_query_tokens", "passage_prefix"}
+    manual = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    lines = manual.split("```python\n")[1].split("```")[0].replace('"my-student"', repr(str(tmp_path)))
+    names: dict[str, Any] = {"queries": LONG_PAIRS[0], "passages": LONG_PAIRS[1]}
+    exec(compile(lines, "docs/export.md", "exec"), names)
+    pairs = [(query, passage) for query in LONG_PAIRS[0] for passage in LONG_PAIRS[1]]
+    ours = scores_of_pairs(model, *map(list, zip(*pairs, strict=True)))
+    assert np.abs(names["scores"].flatten() - ours).max() < 1e-5
+    uncut = names["model"].predict(pairs, show_progress_bar=False)
+    assert np.abs(uncut - ours).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "named"),
+    [
+        ("cross-encoder", {"max_query_tokens": 9, "label": 0}, {"max_query_tokens", "label"}),
+        ("cross-encoder", {"truncation": "only_second", "query_prefix": "ask "}, set()),
+        ("sparse", {"exclude_special": True}, {"exclude_special"}),
+    ],
+)
+def test_export_names_the_options_that_others_do_not_follow(
+    name: str, options: dict[str, Any], named: set[str], build: Build, ranking_batch: Batch, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    build(name, ranking_batch, **options)[0].save(tmp_path / "model")
+    export_student(tmp_path, tmp_path / "out")
+    assert {record.args[0] for record in caplog.records if "do not follow" in record.msg} == named
+
+
+LONG_PAIRS = ([SENTENCES[index] for index in (2, 0, 3, 1)], [SENTENCES[index] for index in (7, 11, 2, 0)])
+
+
+def scores_of_pairs(model: Any, queries: list[str], passages: list[str]) -> np.ndarray:
+    ids = [str(number) for number in range(len(queries))]
+    batch = ranking_batch_of(ids, list(map(made, queries)), [[made(text)] for text in passages], [[one] for one in ids])
+    found: np.ndarray = model.final_scores(logits_of(model, batch)).numpy().flatten()
+    return found
 
 
 @pytest.mark.parametrize(
@@ -260,8 +330,13 @@ def test_maxsim_in_blocks_equals_all_at_once(monkeypatch: pytest.MonkeyPatch) ->
 def test_punctuation_and_special_tokens_can_be_left_out(build: Build, ranking_batch: Batch) -> None:
     late, batch = build("late-interaction", ranking_batch, projection=8)
     vectors = encode_signs(late, "a.b")
-    assert (vectors.norm(dim=-1) > 0).tolist()[:5] == [True, True, False, True, True]  # the full stop
-    assert not vectors[5:].any()  # padding
+    assert (vectors.norm(dim=-1) != 0).tolist()[:5] == [
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]  # [CLS] a . b [SEP], then padding
     assert "." in string.punctuation
     plain, _ = build("sparse", ranking_batch)
     ordinary, _ = build("sparse", ranking_batch, exclude_special=True)
@@ -358,12 +433,71 @@ def test_a_scratch_tokenizer_is_the_same_every_time() -> None:
 # ---------------------------------------------------------------- refusals
 
 
+def bert_without_head(tiny_bert: Path, folder: Path, *without: str) -> Path:
+    """The tiny BERT without some of its weights, in the same format."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_bert, folder)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith(without)}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "without", "said"),
+    [
+        ("sparse", "cls.", "no masked language model head"),
+        ("sparse", "bert.encoder.layer.2", "lacks weights of a BertForMaskedLM"),
+        ("bi-encoder", "bert.encoder.layer.2", "lacks weights of a BertModel"),
+        ("cross-encoder", "bert.embeddings", "lacks weights of a BertForSequenceClassification"),
+    ],
+)
+def test_a_base_without_what_the_model_needs_is_refused(
+    name: str, without: str, said: str, tiny_bert: Path, tmp_path: Path
+) -> None:
+    folder = bert_without_head(tiny_bert, tmp_path / "cut", without)
+    with pytest.raises(ConfigError, match=said) as caught:
+        STUDENTS[name](base=str(folder)).load()
+    assert str(folder) in str(caught.value) and "; use a checkpoint" in str(caught.value)
+    if without == "cls.":  # what it does not need may be missing
+        STUDENTS["bi-encoder"](base=str(folder)).load()
+
+
+def test_a_translator_from_an_encoder_alone_is_refused(tmp_path: Path) -> None:
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=50, decoder_start_token_id=0)
+    T5EncoderModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="lacks weights of a T5ForConditionalGeneration.*decoder"):
+        checkpoint.load_transformer("AutoModelForSeq2SeqLM", tmp_path)
+
+
+def test_a_new_head_is_said_once_and_a_trained_one_is_not(
+    build: Build, ranking_batch: Batch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint._say_new.cache_clear()
+    caplog.set_level("INFO")
+    model, _ = build("cross-encoder", ranking_batch)
+    build("cross-encoder", ranking_batch)
+    build("bi-encoder", ranking_batch)  # its pooler is new, and not used
+    build("sparse", ranking_batch)  # its output is tied to the embeddings
+    said = [record.getMessage() for record in caplog.records if "random weights" in record.getMessage()]
+    assert len(said) == 1 and "bert.pooler.dense, classifier start from random weights" in said[0]
+    model.save(tmp_path / "model")
+    load_model(tmp_path / "model")
+    bert_without_head(tmp_path / "model", tmp_path / "cut", "classifier.")
+    with pytest.raises(ConfigError, match="lacks weights"):  # of a trained model nothing may be missing
+        load_model(tmp_path / "cut")
+
+
 def test_layers_by_name() -> None:
     assert checkpoint.chosen_layers(2, 6) == [4, 5]
     assert checkpoint.chosen_layers("first-2", 6) == [0, 1]
     assert checkpoint.chosen_layers("last-3", 6) == [3, 4, 5]
     assert checkpoint.chosen_layers([0, 2, 4], 6) == [0, 2, 4]
-    for wrong in ("middle-2", [6], 7, []):
+    for wrong in ("middle-2", "first-0", "last-7", [6], [-1], 7, 0, -1, [], [1, 1]):
         with pytest.raises(ConfigError, match="layers"):
             checkpoint.chosen_layers(wrong, 6)
 

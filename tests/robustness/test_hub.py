@@ -30,6 +30,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
     cut: ClassVar[str] = ""
     """Ending of files whose download breaks off half-way."""
 
+    asked: ClassVar[list[str]] = []
+
     def log_message(self, *_: Any) -> None: ...
 
     def do_HEAD(self) -> None:
@@ -40,6 +42,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def answer(self, with_body: bool) -> None:
         path = urlsplit(self.path).path
+        self.asked.append(path)
         commit = list(self.folders)[-1]
         data, status, name = b"", 200, ""
         if path.startswith("/api/models/org/tiny"):
@@ -80,6 +83,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, s
     """The environment of a program that takes its models from the server."""
     monkeypatch.setattr(Hub, "folders", {"a" * 40: write_bert(tmp_path / "a", layers=1, seed=1)})
     monkeypatch.setattr(Hub, "cut", "")
+    monkeypatch.setattr(Hub, "asked", [])
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield {
@@ -151,3 +155,14 @@ def test_the_commit_is_that_of_the_first_run(
 def test_a_plan_needs_no_hub(hub: dict[str, str], recipe: Path):
     planned = kdfw({**hub, "HF_ENDPOINT": "http://127.0.0.1:9"}, "plan", recipe)
     assert planned.returncode == 0 and "distill" in planned.stdout
+    # one attempt, not those of a download, which take half a minute
+    assert planned.stderr.count("org/tiny: the hub cannot be reached") == 1 and "Retrying" not in planned.stderr
+
+
+@pytest.mark.parametrize("command", ["plan", "check"])
+def test_offline_asks_nobody(hub: dict[str, str], recipe: Path, command: str):
+    done = kdfw(hub, command, recipe, "--offline")
+    assert not Hub.asked and "cannot be reached" not in done.stderr
+    assert done.returncode == (0 if command == "plan" else 2)
+    if command == "plan":
+        assert kdfw(hub, "plan", recipe).returncode == 0 and Hub.asked
