@@ -552,6 +552,12 @@ def _faults(
             fault["type"] == "missing" and at and isinstance(at[-1], int)
         ):
             wanted = f"write {_wanted(member)}"
+        elif fault["type"] in ("dict_type", "model_type", "model_attributes_type", "union_tag_not_found"):
+            wanted = f"write options by name{_tags_text(members, tag)}"
+        elif fault["type"] == "union_tag_invalid":
+            inside, name = (*at, tag), value.get(tag) if isinstance(value, Mapping) else value
+            yield _Fault(at=inside, kind=fault["type"], found=name, wanted=f"write options{_tags_text(members, tag)}")
+            continue
         yield _Fault(at=at, kind=fault["type"], found=fault.get("input"), wanted=wanted, known=known)
     fixed = _fixed_length(member)
     if fixed and any(fault["type"] in ("missing", "too_long") for group in below.values() for _, fault in group):
@@ -604,6 +610,13 @@ def _has_tag(member: Any, tag: str, value: Any) -> bool:
     if not (isinstance(model, type) and issubclass(model, BaseModel)) or tag not in model.model_fields:
         return False
     return value in typing.get_args(model.model_fields[tag].annotation)
+
+
+def _tags_text(members: Sequence[Any], tag: str) -> str:
+    """Which values the key may have that says which member of a union is meant."""
+    models = [model for model in map(_model_of, members) if model is not None and tag in model.model_fields]
+    names = [name for model in models for name in typing.get_args(model.model_fields[tag].annotation)]
+    return f", with `{tag}` one of: {', '.join(map(str, names))}" if names else ""
 
 
 def _list_item(annotation: Any) -> Any:

@@ -111,7 +111,7 @@ class _Planner:
         self.fingerprints: dict[str, str] = {}
         self.stage_targets: dict[str, Mapping[str, Target]] = {}
         self.works: dict[str, Workload] = {}
-        self.missing: set[tuple[str, str]] = set()
+        self.missing: set[tuple[RecipePath, str]] = set()
         """Places and names of references that have been reported."""
         self._sizes: dict[str, Sizes] = {}
 
@@ -326,8 +326,10 @@ class _Planner:
             target = next((target for target in targets if target is not None), None)
             if target is not None:
                 found[reference.name] = target
-            elif not unknown and (where, reference.name) not in self.missing:
-                self.missing.add((where, reference.name))
+                continue
+            place = self.recipe.source.written(reference.path)[0]  # one for all the stages of a method
+            if not unknown and (place, reference.name) not in self.missing:
+                self.missing.add((place, reference.name))
                 self.problems.append(self._missing(reference))
         return found
 
@@ -359,7 +361,10 @@ class _Planner:
             }
             trained: Mapping[str, str] = getattr(stage, "trained_models", lambda: {})()
             if offers[to] and (not part or part in trained):
-                return Target(kind="stage", name=unique, part=part)
+                target = Target(kind="stage", name=unique, part=part)
+                # what it starts from has a fault of its own
+                lost = "model" in stage.produces and trained and self.model_behind(target) is None
+                return Target(kind="faulty", name=unique) if lost else target
         if to in ("model", "teacher", "system") and base in self.recipe.models and not part:
             built = self.models.get(base)
             if built is None or to != "model" or isinstance(built, Model):

@@ -120,6 +120,8 @@ def _faults(raw: Mapping[str, Any], task: str) -> Iterator[Note]:
     for key, example in (("candidates", "{retriever: bm25, depth: 100}"), ("evaluate", "{split: test}")):
         if raw.get(key) is not None and not isinstance(raw[key], Mapping):
             yield Note(path=(key,), found=f"found {raw[key]!r}", fix=f"write options by name, as {example}")
+    if raw.get("models") is not None and not isinstance(raw["models"], Mapping):
+        yield Note(path=("models",), found=f"found {raw['models']!r}", fix="write models by name")
     if raw.get("candidates") is not None and task != "ranking":
         yield Note(path=("candidates",), found=f"candidates for data of the task {task}", fix="leave it out")
 

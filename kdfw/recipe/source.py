@@ -59,7 +59,7 @@ class Source:
 
     def where(self, path: RecipePath) -> str:
         """`file:line: key.path` of a path, or of the nearest parent that stands in the file."""
-        written, part = self._written(path)
+        written, part = self.written(path)
         name = dotted(written)
         if part:
             name = f"{name} ({part})" if name else part
@@ -69,7 +69,7 @@ class Source:
 
     def where_set(self, path: RecipePath) -> str:
         """As `where`, of a value whose parts do not go together: what the command line set of it, if anything."""
-        written, part = self._written(path)
+        written, part = self.written(path)
         if not part:
             for known, (file, line) in self.lines.items():
                 if not line and known[: len(written)] == written and len(known) > len(written):
@@ -78,10 +78,10 @@ class Source:
 
     def set_by_command(self, path: RecipePath) -> bool:
         """Whether the command line gave the value of a path."""
-        written, part = self._written(path)
+        written, part = self.written(path)
         return not part and self._nearest(written)[0].startswith(COMMAND_LINE)
 
-    def _written(self, path: RecipePath) -> tuple[RecipePath, str]:
+    def written(self, path: RecipePath) -> tuple[RecipePath, str]:
         """The path as it stands in the file, and what of it is meant where the file has no key for that."""
         for length in range(len(path), 0, -1):
             place = self.places.get(path[:length])
@@ -90,7 +90,7 @@ class Source:
             rest = path[length:]
             if place.part:
                 return place.path, f"{place.part}: {dotted(rest)}" if rest else place.part
-            return self._written((*place.path, *rest))
+            return self.written((*place.path, *rest))
         return path, ""
 
     def _nearest(self, path: RecipePath) -> tuple[str, int]:

@@ -125,6 +125,7 @@ def test_the_short_form_beside_stages_or_a_method_is_refused(key: str):
     [
         ("train=3", "train: found 3"),
         ("train=[1]", "train: found [1]"),
+        ("models=3", "models: found 3"),
         ("candidates=bm25", "candidates: found 'bm25'"),
         ("evaluate=3", "evaluate: found 3"),
         ("evaluate=[1]", "evaluate: found [1]"),
@@ -154,6 +155,11 @@ def test_faults_of_a_method_have_the_place_of_its_option_or_name_the_stage():
     where = "command line (method.bi=[bx]): method.bi[0]"
     assert [line.split(" at this point")[0] for line in problems(METHOD, "method.bi=[bx]")] == [
         f"{where}: no model, teacher or score stage 'bx'"
+    ]
+    # a name that only the method knows, in several stages; what follows from it is no fault of its own
+    found = problems(METHOD.replace("  cross: {", "  other: {"))
+    assert [line.split(" at this point")[0] for line in found] == [
+        "r.yaml:5: method (stage cross-1: student): no model 'cross'"
     ]
     found = problems(METHOD, "method.evaluate.measurs=[a]")
     assert [line.split(";")[0] for line in found] == [
