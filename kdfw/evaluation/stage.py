@@ -123,8 +123,8 @@ class Evaluate(Stage):
 
         if plan.splits and self.split not in plan.splits:
             yield plan.problem("split", found=f"no split {self.split!r}", fix=f"known: {', '.join(plan.splits)}")
-        if not self.models:
-            yield plan.problem("models", found="no models", fix="name at least one")
+        if not self.systems:
+            yield plan.problem("models", found="nothing to measure", fix="name a model, or something in `against`")
         if self.measures == []:
             yield plan.problem("measures", found="no measures", fix="name at least one, or leave it out for the usual")
         elif self.measures is not None and plan.task == "ranking":

@@ -258,10 +258,10 @@ def test_what_cannot_work_together_is_refused(old: str, new: str, where: str, fo
     assert len(lines) == 1 and f": {where}: " in lines[0] and found in lines[0], lines
 
 
-def test_an_evaluation_needs_models_and_measures():
+def test_an_evaluation_needs_systems_and_measures():
     stage = "  - {name: test, type: evaluate, models: [], measures: []}\n"
     assert [line.split(";")[0] for line in problems(FULL + stage)] == [
-        "r.yaml:20: stages[2].models: no models",
+        "r.yaml:20: stages[2].models: nothing to measure",
         "r.yaml:20: stages[2].measures: no measures",
     ]
 
