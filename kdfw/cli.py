@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     parsed, rest = parser.parse_known_args(arguments)
     if rest:  # argparse takes settings only before the options; people write them after as well
-        if not hasattr(parsed, "settings") or any(item.startswith("-") or "=" not in item for item in rest):
+        if not hasattr(parsed, "settings") or any(item.startswith("-") for item in rest):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         parsed.settings = [*parsed.settings, *rest]
     set_up_logging(verbose=parsed.verbose)

@@ -44,6 +44,14 @@ class Component:
     recipe_name: str = ""
     """The name it has in recipes; set when it is built from one."""
 
+    def check(self, plan: Any) -> Iterator[Problem]:
+        """Faults that need more than one option to see: signals a teacher cannot give, a split that is not there.
+
+        Called of a stage and of everything in it. `plan` is a `kdfw.recipe.view.PlanView`, whose `problem` takes a key
+        of this component; nothing may be loaded.
+        """
+        return iter(())
+
 
 # ---------------------------------------------------------------- numbers
 
@@ -438,6 +446,9 @@ class Sampler(Component):
     num_candidates: int | None = None
     """Candidates of each example, when fixed by the options; used by checks and estimates."""
 
+    draws_positives: ClassVar[bool] = True
+    """False where an example has no candidate that is to be found, as in pairs with a score."""
+
     def bind(self, data: Data, split: str, context: StageContext) -> None:
         """Open what the draws need: the split's items, candidate lists by `context.candidates(name)`."""
         raise NotImplementedError
@@ -529,13 +540,6 @@ class Stage(Component):
             recipe: the whole recipe, read-only.
         """
         return None
-
-    def check(self, plan: Any) -> Iterator[Problem]:
-        """Faults that need more than one option to see: signals a teacher cannot give, a split that is not there.
-
-        `plan` is a `kdfw.recipe.view.PlanView`; nothing may be loaded.
-        """
-        return iter(())
 
     def estimate(self, plan: Any) -> Workload:
         """How much there is to do, as far as `plan` (a `kdfw.recipe.view.PlanView`) can tell. Nothing may be loaded.

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from kdfw.components import KINDS, Component, Constant
-from kdfw.errors import ConfigError, PluginError, Problem, did_you_mean
+from kdfw.errors import ConfigError, KdfwError, PluginError, Problem, did_you_mean
 from kdfw.references import Ref
 
 Path = tuple[str | int, ...]
@@ -63,9 +63,13 @@ class Spec:
     """Its own and those of nested components."""
     path: Path = ()
 
-    def build(self) -> Any:
-        """The component, with its nested components."""
-        given = {name: _build(value) for name, value in self.options.items()}
+    def build(self, parts: Mapping[Path, Any] | None = None) -> Any:
+        """The component, with its nested components.
+
+        Args:
+            parts: nested components that are built already, by their paths.
+        """
+        given = {name: _build(value, parts) for name, value in self.options.items()}
         try:
             built = self.cls(**given)
         except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
@@ -74,8 +78,23 @@ class Spec:
             raise ConfigError(f"{self.kind} {self.name!r} cannot be built from these options: {reason}") from error
         built.recipe_name = self.name
         if self.cls.common is not None:
-            built.settings = self.cls.common(**{name: _build(value) for name, value in self.common.items()})
+            built.settings = self.cls.common(**{name: _build(value, parts) for name, value in self.common.items()})
         return built
+
+    def build_parts(self, fault: Callable[[Path, str], None]) -> dict[Path, Any]:
+        """The component and everything nested in it, by path; what cannot be built is told to `fault`, all of it.
+
+        A component is left out when it, or something in it, cannot be built.
+        """
+        parts: dict[Path, Any] = {}
+        for nested in nested_specs(self):
+            parts |= nested.build_parts(fault)
+        if all(nested.path in parts for nested in nested_specs(self)):
+            try:
+                parts[self.path] = self.build(parts)
+            except (KdfwError, ValueError) as error:
+                fault(self.path, str(error))
+        return parts
 
     def canonical(self, resolve: Callable[[Reference], Any] | None = None) -> dict[str, Any]:
         """A JSON value that changes exactly when the component would behave differently.
@@ -107,13 +126,13 @@ class Spec:
         return {"kind": self.kind, "type": self.name, "version": self.cls.version, "options": body}
 
 
-def _build(value: Any) -> Any:
+def _build(value: Any, parts: Mapping[Path, Any] | None = None) -> Any:
     if isinstance(value, Spec):
-        return value.build()
+        return value.build() if parts is None else parts[value.path]
     if isinstance(value, list):
-        return [_build(item) for item in value]
+        return [_build(item, parts) for item in value]
     if isinstance(value, dict):
-        return {key: _build(item) for key, item in value.items()}
+        return {key: _build(item, parts) for key, item in value.items()}
     return value
 
 
@@ -149,13 +168,13 @@ class Option:
     @property
     def range_text(self) -> str:
         """`> 0, <= 1`, or an empty string."""
-        signs = {"Gt": ">", "Ge": ">=", "Lt": "<", "Le": "<="}
-        parts = []
-        for meta in _metadata(self.field):
-            sign = signs.get(type(meta).__name__)
-            if sign:
-                parts.append(f"{sign} {getattr(meta, type(meta).__name__.lower())}")
-        return ", ".join(parts)
+        return _range_text(_metadata(self.field))
+
+
+def _range_text(metadata: Sequence[Any]) -> str:
+    signs = {"Gt": ">", "Ge": ">=", "Lt": "<", "Le": "<="}
+    named = [(signs.get(type(meta).__name__), meta) for meta in metadata]
+    return ", ".join(f"{sign} {getattr(meta, type(meta).__name__.lower())}" for sign, meta in named if sign)
 
 
 def _type_text(annotation: Any) -> str:
@@ -376,13 +395,18 @@ def _check_options(
     values: dict[str, Any] = {}
     references: list[Reference] = []
     try:
-        model = plain_model(cls)(**{str(key): value for key, value in given.items()})
+        plain = {
+            str(key): listed(declared[key].annotation, value)
+            if key in declared and declared[key].form == "plain"
+            else value
+            for key, value in given.items()
+        }
+        model = plain_model(cls)(**plain)
         for name in given:
             if declared[name].form == "plain":
                 values[name] = _expand(getattr(model, name), (*path, name), where, problems)
     except ValidationError as error:
-        for fault in error.errors():
-            problems.append(_problem(fault, path, where, [*declared, *also_known]))
+        problems.extend(_problems(error, cls, given, path, where, also_known))
     for name, option in declared.items():
         if name not in given or option.form == "plain":
             continue
@@ -450,18 +474,245 @@ def _expand(value: Any, at: Path, where: Where, problems: list[Problem]) -> Any:
     return FilePath(text)
 
 
-def _problem(fault: Any, path: Path, where: Where, known: list[str]) -> Problem:
-    location = tuple(part for part in fault["loc"] if not (isinstance(part, str) and part.startswith("function-")))
-    at = where((*path, *location))
-    kind = fault["type"]
-    if kind == "extra_forbidden":
-        name = str(location[-1])
-        nearest = did_you_mean(name, known)
-        fix = f"{nearest} known keys: {', '.join(known) or '(none)'}".strip()
-        return Problem(where=at, found=f"unknown key {name!r}", fix=fix)
-    if kind == "missing":
-        return Problem(where=where(path), found=f"missing key {location[-1]!r}", fix="add it")
-    return Problem(where=at, found=f"found {_show(fault.get('input'))}", fix=_lower(fault["msg"]))
+@dataclass(frozen=True, kw_only=True)
+class _Fault:
+    """What pydantic finds wrong, without the places that only pydantic knows of (members of unions, validators)."""
+
+    at: Path
+    kind: str
+    found: Any
+    wanted: str
+    known: tuple[str, ...] = ()
+    """Keys of the mapping the fault is in."""
+
+
+def _problems(
+    error: ValidationError, cls: type, given: Mapping[str, Any], path: Path, where: Where, also_known: Sequence[str]
+) -> Iterator[Problem]:
+    options = options_of(cls)
+    by_option: dict[Any, list[Any]] = {}
+    for fault in error.errors():
+        by_option.setdefault(fault["loc"][0], []).append(fault)
+    for name, faults in by_option.items():
+        option = options.get(name)
+        annotation = Any if option is None else option.annotation
+        known = (*options, *also_known)
+        for found in _faults(annotation, [(fault["loc"][1:], fault) for fault in faults], given.get(name), (name,)):
+            at, last = (*path, *found.at), found.at[-1]
+            if found.kind == "extra_forbidden":
+                names = found.known if len(found.at) > 1 else known
+                fix = f"{did_you_mean(str(last), names)} known keys: {', '.join(names) or '(none)'}".strip()
+                yield Problem(where=where(at), found=f"unknown key {str(last)!r}", fix=fix)
+            elif found.kind == "missing":
+                yield Problem(where=where(at[:-1]), found=f"missing key {last!r}", fix="add it")
+            else:
+                yield Problem(where=where(at), found=f"found {_show(found.found)}", fix=found.wanted)
+
+
+def _faults(
+    annotation: Any, faults: Sequence[tuple[Path, Any]], value: Any, at: Path, known: tuple[str, ...] = ()
+) -> Iterator[_Fault]:
+    """Faults of one value of a type, one for each place that is wrong.
+
+    Args:
+        faults: pydantic's, each with the rest of its location below the value.
+        value: as it was written.
+        known: keys of the mapping the value is in.
+    """
+    faults = [(_without_validators(rest), fault) for rest, fault in faults]
+    members = _members(annotation)
+    tag = _tag_of(annotation)
+    if len(members) > 1 and not tag and any(rest for rest, _ in faults):
+        # pydantic reports what keeps each member from being meant, in their order
+        groups: dict[Any, list[tuple[Path, Any]]] = {}
+        for rest, fault in faults:
+            groups.setdefault(rest[0] if rest else None, []).append((rest[1:], fault))
+        meant = [
+            (member, group)
+            for member, group in zip(members, groups.values(), strict=False)
+            if len(groups) == len(members) and _fits(member, value)
+        ]
+        if len(meant) == 1:
+            yield from _faults(*meant[0], value, at, known)
+        else:
+            yield _Fault(at=at, kind="union", found=value, wanted=f"write {_wanted(annotation)}")
+        return
+    if tag:
+        faults = [(rest[1:], fault) for rest, fault in faults]
+        chosen = [member for member in members if isinstance(value, Mapping) and _has_tag(member, tag, value.get(tag))]
+        members = chosen or members
+    member = members[0] if members else annotation
+    below: dict[Any, list[tuple[Path, Any]]] = {}
+    for rest, fault in faults:
+        if rest:
+            below.setdefault(rest[0], []).append((rest[1:], fault))
+            continue
+        wanted = _lower(str(fault["msg"]).removeprefix("Value error, "))
+        if fault["type"] in ("list_type", "tuple_type", "sequence_str", "too_short") or (
+            fault["type"] == "missing" and at and isinstance(at[-1], int)
+        ):
+            wanted = f"write {_wanted(member)}"
+        elif fault["type"] in ("dict_type", "model_type", "model_attributes_type", "union_tag_not_found"):
+            wanted = f"write options by name{_tags_text(members, tag)}"
+        elif fault["type"] == "union_tag_invalid":
+            inside, name = (*at, tag), value.get(tag) if isinstance(value, Mapping) else value
+            yield _Fault(at=inside, kind=fault["type"], found=name, wanted=f"write options{_tags_text(members, tag)}")
+            continue
+        yield _Fault(at=at, kind=fault["type"], found=fault.get("input"), wanted=wanted, known=known)
+    fixed = _fixed_length(member)
+    if fixed and any(fault["type"] in ("missing", "too_long") for group in below.values() for _, fault in group):
+        yield _Fault(at=at, kind="length", found=value, wanted=f"write {_wanted(member)}")
+        return
+    for part, group in below.items():
+        inner, keys = _inside(member, part)
+        alone = isinstance(part, int) and not isinstance(value, (list, tuple))  # a list of one without its brackets
+        yield from _faults(inner, group, value if alone else _item(value, part), at if alone else (*at, part), keys)
+
+
+def _without_validators(rest: Path) -> Path:
+    return tuple(part for part in rest if not (isinstance(part, str) and part.startswith("function-")))
+
+
+def _item(value: Any, part: Any) -> Any:
+    if isinstance(value, Mapping):
+        return value.get(part)
+    if isinstance(value, (list, tuple)) and isinstance(part, int) and part < len(value):
+        return value[part]
+    return None
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types a value may have, None left out; a single one for a type that is no union."""
+    plain = _strip(annotation)
+    if typing.get_origin(plain) in (typing.Union, types.UnionType):
+        found: list[Any] = []
+        for part in typing.get_args(plain):
+            if part is not type(None):
+                found.extend(_members(part) if not _tag_of(part) and _metadata_free(part) else [part])
+        return found
+    return [annotation]
+
+
+def _metadata_free(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is not Annotated
+
+
+def _tag_of(annotation: Any) -> str:
+    """The key that says which member of a union is meant, or an empty string."""
+    if typing.get_origin(annotation) is not Annotated:
+        return ""
+    found = (getattr(meta, "discriminator", None) for meta in typing.get_args(annotation)[1:])
+    return next((name for name in found if isinstance(name, str)), "")
+
+
+def _has_tag(member: Any, tag: str, value: Any) -> bool:
+    model = _strip(member)
+    if not (isinstance(model, type) and issubclass(model, BaseModel)) or tag not in model.model_fields:
+        return False
+    return value in typing.get_args(model.model_fields[tag].annotation)
+
+
+def _tags_text(members: Sequence[Any], tag: str) -> str:
+    """Which values the key may have that says which member of a union is meant."""
+    models = [model for model in map(_model_of, members) if model is not None and tag in model.model_fields]
+    names = [name for model in models for name in typing.get_args(model.model_fields[tag].annotation)]
+    return f", with `{tag}` one of: {', '.join(map(str, names))}" if names else ""
+
+
+def _list_item(annotation: Any) -> Any:
+    """The type of the items of a list of any length; None for what is none."""
+    plain = _strip(annotation)
+    arguments = typing.get_args(plain)
+    origin = typing.get_origin(plain)
+    if origin is tuple:
+        return arguments[0] if len(arguments) == 2 and arguments[1] is Ellipsis else None
+    return arguments[0] if origin in (list, Sequence, set, frozenset) and arguments else None
+
+
+def _fixed_length(annotation: Any) -> bool:
+    return typing.get_origin(_strip(annotation)) is tuple and _list_item(annotation) is None
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    plain = _strip(annotation)
+    return plain if isinstance(plain, type) and issubclass(plain, BaseModel) else None
+
+
+def _field_type(definition: FieldInfo) -> Any:
+    """The annotation of a field of a pydantic model with its constraints and discriminator."""
+    found: Any = definition.annotation
+    if definition.discriminator is not None:
+        return Annotated[found, FieldInfo(discriminator=definition.discriminator)]
+    for meta in definition.metadata:
+        found = Annotated[found, meta]
+    return found
+
+
+def _inside(annotation: Any, part: Any) -> tuple[Any, tuple[str, ...]]:
+    """The type of an item of a value of a type, and the keys known beside it."""
+    model = _model_of(annotation)
+    if model is not None:
+        field_of = model.model_fields.get(part)
+        return (Any if field_of is None else _field_type(field_of)), tuple(model.model_fields)
+    item = _list_item(annotation)
+    plain = _strip(annotation)
+    arguments = typing.get_args(plain)
+    if item is not None:
+        return item, ()
+    if typing.get_origin(plain) in (dict, Mapping) and len(arguments) == 2:
+        return arguments[1], ()
+    if typing.get_origin(plain) is tuple and isinstance(part, int) and part < len(arguments):
+        return arguments[part], ()
+    return Any, ()
+
+
+def _fits(annotation: Any, value: Any) -> bool:
+    """Whether a value has the shape of a type: a mapping, a list, or neither."""
+    is_list = _list_item(annotation) is not None or _fixed_length(annotation)
+    is_mapping = _model_of(annotation) is not None or typing.get_origin(_strip(annotation)) in (dict, Mapping)
+    if isinstance(value, Mapping) or is_mapping:
+        return isinstance(value, Mapping) and is_mapping
+    return isinstance(value, (list, tuple)) == is_list
+
+
+def listed(annotation: Any, value: Any) -> Any:
+    """The value with brackets around what stands for a list of one; also inside lists, mappings and settings."""
+    members = _members(annotation)
+    if value is None or len(members) != 1:
+        return value
+    member = members[0]
+    item = _list_item(member)
+    if item is not None:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return [listed(item, each) for each in items]
+    if isinstance(value, Mapping):
+        return {key: listed(_inside(member, key)[0], each) for key, each in value.items()}
+    return value
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", FilePath: "a path"}
+
+
+def _wanted(annotation: Any) -> str:
+    """What may be written for a type, in words."""
+    members = _members(annotation)
+    if len(members) > 1:
+        return " or ".join(_wanted(member) for member in members)
+    member = members[0]
+    plain = _strip(member)
+    item = _list_item(member)
+    if item is not None:
+        inner = _wanted(item)
+        return f"a list, each {inner}" if " or " in inner else f"a list of: {inner}"
+    if _fixed_length(member):
+        return f"[{', '.join(_wanted(part) for part in typing.get_args(plain))}]"
+    if typing.get_origin(plain) is Literal:
+        return " or ".join(repr(value) for value in typing.get_args(plain))
+    if typing.get_origin(plain) in (dict, Mapping) or _model_of(plain) is not None:
+        return "keys with values"
+    text = _WORDS.get(plain) or _type_text(plain)
+    limits = _range_text(_metadata((member, ...)))
+    return f"{text} {limits}".strip()
 
 
 def _lower(text: str) -> str:
@@ -476,11 +727,15 @@ def _show(value: Any) -> str:
 def iterate_specs(spec: Spec) -> Iterator[Spec]:
     """The component and everything nested in it."""
     yield spec
+    for nested in nested_specs(spec):
+        yield from iterate_specs(nested)
+
+
+def nested_specs(spec: Spec) -> Iterator[Spec]:
+    """The components among the options of a component."""
     for value in [*spec.options.values(), *spec.common.values()]:
-        nested = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else [value]
-        for item in nested:
-            if isinstance(item, Spec):
-                yield from iterate_specs(item)
+        items = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else [value]
+        yield from (item for item in items if isinstance(item, Spec))
 
 
 def with_options(spec: Spec, **changes: Any) -> Spec:

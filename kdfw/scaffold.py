@@ -11,6 +11,7 @@ from string import Template
 from kdfw import __version__
 from kdfw.errors import PluginError
 from kdfw.files import write_atomic
+from kdfw.plugins import registry
 
 _NAME = re.compile(r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")
 MAX_NAME = 60
@@ -25,6 +26,9 @@ def write_plugin(name: str, into: Path) -> Path:
     Raises: PluginError for a name that cannot be used, or a folder that exists.
     """
     module = _module_name(name)
+    known = registry()
+    if name in known.names("loss") or any(plugin.name == name for plugin in known.plugins):
+        raise PluginError(f"plugin name {name!r}: a loss or a plugin of that name is installed; choose another")
     folder = into / name
     if folder.exists() or folder.is_symlink():
         raise PluginError(f"{folder} exists; choose another name, or another folder with --into")

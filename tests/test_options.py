@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from kdfw.components import Constant, Loss, Schedule, Stage, as_schedule
 from kdfw.errors import PluginError, Problem
@@ -169,6 +169,76 @@ def test_a_constructor_must_have_typed_keyword_options() -> None:
         options_of(Positional)
     with pytest.raises(PluginError, match="option 'end' has no type"):
         options_of(Untyped)
+
+
+class Inner(BaseModel):
+    """Settings in settings."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    names: tuple[str, ...] = ()
+    rate: Annotated[float, Field(gt=0)] = 1.0
+
+
+class Lists(Schedule):
+    """Plain lists, and what is none."""
+
+    def __init__(
+        self,
+        *,
+        names: list[str] = [],  # noqa: B006
+        places: list[int] | None = None,
+        every: Annotated[int, Field(ge=1)]
+        | Literal["epoch"]
+        | list[Annotated[int, Field(ge=1)] | Literal["epoch"]] = 1,
+        inner: Inner = Inner(),  # noqa: B008
+        inners: dict[str, Inner] = {},  # noqa: B006
+        pair: tuple[int, int] | None = None,
+    ) -> None:
+        self.options = (names, places, every, inner, inners, pair)
+
+
+def lists(raw: Any) -> tuple[Spec | None, list[str]]:
+    class Own:
+        @hookimpl
+        def kdfw_schedules(self) -> dict[str, Any]:
+            return {"lists": Lists}
+
+    problems: list[Problem] = []
+    known = build_registry([("own", Own(), "d", "1")])
+    spec = check("schedule", {"type": "lists", **raw}, (), known, lambda path: ".".join(map(str, path)), problems)
+    return spec, [str(problem) for problem in problems]
+
+
+def test_a_list_of_one_needs_no_brackets() -> None:
+    bare, faults = lists({"names": "a", "places": 0, "inner": {"names": "b"}, "inners": {"x": {"names": "c"}}})
+    full, _ = lists({"names": ["a"], "places": [0], "inner": {"names": ["b"]}, "inners": {"x": {"names": ["c"]}}})
+    assert faults == [] and bare is not None and full is not None
+    assert bare.build().options == full.build().options
+    assert bare.canonical() == full.canonical()
+
+
+@pytest.mark.parametrize(
+    ("raw", "fault"),
+    [
+        (
+            {"every": 0},
+            "every: found 0; write a whole number >= 1 or 'epoch' or a list, each a whole number >= 1 or 'epoch'",
+        ),
+        ({"every": [1, "epok"]}, "every.1: found 'epok'; write a whole number >= 1 or 'epoch'"),
+        ({"names": 3}, "names: found 3; input should be a valid string"),
+        ({"pair": 3}, "pair: found 3; write [a whole number, a whole number]"),
+        ({"pair": [3]}, "pair: found [3]; write [a whole number, a whole number]"),
+        ({"inner": {"rte": 3}}, "inner.rte: unknown key 'rte'; did you mean 'rate'? known keys: names, rate"),
+        (
+            {"inners": {"x": {"rte": 3}}},
+            "inners.x.rte: unknown key 'rte'; did you mean 'rate'? known keys: names, rate",
+        ),
+    ],
+)
+def test_a_fault_in_a_value_is_one_readable_problem(raw: Any, fault: str) -> None:
+    _, faults = lists(raw)
+    assert faults == [fault]
 
 
 def test_paths_are_expanded_wherever_they_stand_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:

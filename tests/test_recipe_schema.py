@@ -71,7 +71,18 @@ def test_every_shipped_recipe_is_valid(validator: Any, path: Path) -> None:
     assert faults(validator, load(path).value) == []
 
 
-@pytest.mark.parametrize("text", [GOOD, SHORT])
+BARE = """
+data: {type: pydocs, packages: json}
+student: {type: bi-encoder, base: some/model}
+teachers: {type: cross-encoder, base: some/ranker}
+losses: {type: kl, teachers: 0}
+train: {freeze: embeddings, milestones: 3}
+evaluate: {measures: nDCG@10}
+trackers: tensorboard
+"""
+
+
+@pytest.mark.parametrize("text", [GOOD, SHORT, BARE])
 def test_full_and_short_forms_are_valid_for_schema_and_kdfw_alike(validator: Any, text: str) -> None:
     source = parse(text, "good.yaml")
     assert faults(validator, source.value) == []

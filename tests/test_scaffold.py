@@ -52,6 +52,13 @@ def test_a_name_that_cannot_be_used_is_refused(tmp_path: Path, name: str) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["kl", "prod"])
+def test_a_name_that_is_a_loss_or_a_plugin_already_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(PluginError, match="of that name is installed"):
+        write_plugin(name, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "work.txt").write_text("years of it")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from kdfw.amounts import Amount, Workload
-from kdfw.components import Augmenter, Loss, Model, Sampler, Stage, Teacher
+from kdfw.components import Augmenter, Loss, Model, Sampler, Stage
 from kdfw.engine.dev import check_dev
 from kdfw.engine.settings import TrainSettings
 from kdfw.errors import ConfigError, Problem, one_of
@@ -224,7 +224,7 @@ class Train(Stage):
             model = plan.model(reference)
             stored = model is None
             live = plan.scorer(reference) if stored else model
-            if making and (live is None or (isinstance(live, Teacher) and not live.made_texts)):
+            if making and not plan.scores_made_texts(live):
                 found = f"stored scores ({reference!r}) for examples that are made on the fly"
                 fix = (
                     "name a model, or a score stage of one (`activation: none`), so that it scores them while training"

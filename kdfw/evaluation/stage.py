@@ -15,7 +15,7 @@ from pydantic import Field
 
 from kdfw.amounts import Amount, Workload
 from kdfw.components import Model, Stage, WrittenOut
-from kdfw.errors import ConfigError, DataError
+from kdfw.errors import ConfigError, DataError, one_of
 from kdfw.evaluation.benchmarks import slug_of
 from kdfw.references import CandidatesRef, DataRef, ModelRef, SystemRef
 
@@ -123,7 +123,11 @@ class Evaluate(Stage):
 
         if plan.splits and self.split not in plan.splits:
             yield plan.problem("split", found=f"no split {self.split!r}", fix=f"known: {', '.join(plan.splits)}")
-        if self.measures is not None and plan.task == "ranking":
+        if not self.systems:
+            yield plan.problem("models", found="nothing to measure", fix="name a model, or something in `against`")
+        if self.measures == []:
+            yield plan.problem("measures", found="no measures", fix="name at least one, or leave it out for the usual")
+        elif self.measures is not None and plan.task == "ranking":
             try:
                 parse_measures(self.measures)
             except DataError as error:
@@ -132,7 +136,7 @@ class Evaluate(Stage):
             known = MEASURES.get(plan.task, ())
             for name in self.measures:
                 if name not in known:
-                    fix = f"known: {', '.join(known)}"
+                    fix = one_of(name, known)
                     yield plan.problem("measures", found=f"no measure {name!r} for {plan.task}", fix=fix)
         for name in self.systems if plan.task == "pairs" else ():
             split = getattr(plan.stage_of(name), "split", self.split) if plan.model(name) is None else self.split

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -22,6 +22,10 @@ from kdfw.losses.masking import (
     wide,
 )
 from kdfw.types import Batch, Clock, LossTerms, Needs, Signals
+
+if TYPE_CHECKING:
+    from kdfw.components import Sampler
+    from kdfw.errors import Problem
 
 Positives = Literal["each", "first", "sum"]
 DivisorOption = Annotated[Schedule | float, Field(description="divides the scores; > 0 (0.01 to 0.05 for cosines)")]
@@ -121,6 +125,13 @@ class InfoNCE(Loss):
             tasks=frozenset({"ranking", "pairs"} if self.in_batch else {"ranking"}),
             whole_batch=self.in_batch,
         )
+
+    def check(self, plan: Any) -> Iterator[Problem]:
+        """Scored pairs have no positives."""
+        sampler: Sampler = plan.stage.sampler_of(plan.task)
+        if not sampler.draws_positives:
+            found = "a loss that finds what belongs together, with a sampler that draws pairs with a score"
+            yield plan.problem(found=found, fix="use the sampler `views`, or a loss on scores (mse, bce)")
 
     def forward(self, student: Signals, teachers: Sequence[Signals], batch: Batch, clock: Clock) -> LossTerms:
         if batch.task == "pairs" and not any("positive" in kinds for kinds in batch.kinds):

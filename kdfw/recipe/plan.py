@@ -17,6 +17,7 @@ from kdfw.models.precision import resolve
 from kdfw.options import Reference, Spec, iterate_specs, options_of
 from kdfw.plugins import registry
 from kdfw.recipe.recipe import Recipe, StageEntry
+from kdfw.recipe.source import RecipePath
 from kdfw.recipe.view import Kept, PlanView, counted_lists
 
 ENGINE_VERSION = 1
@@ -103,12 +104,16 @@ class _Planner:
         self.models: dict[str, Model | Teacher] = {}
         self.data_fingerprints: dict[str, str] = {}
         self.model_fingerprints: dict[str, str] = {}
+        self.members: dict[str, list[str]] = {}
+        """Models that each model is made of, by name."""
         self.built: dict[str, Stage] = {}
         self.entries: dict[str, StageEntry] = {}
         self.latest: dict[str, str] = {}
         self.fingerprints: dict[str, str] = {}
         self.stage_targets: dict[str, Mapping[str, Target]] = {}
         self.works: dict[str, Workload] = {}
+        self.missing: set[tuple[RecipePath, str]] = set()
+        """Places and names of references that have been reported."""
         self._sizes: dict[str, Sizes] = {}
 
     def plan(self) -> Plan:
@@ -121,7 +126,10 @@ class _Planner:
             self.entries[entry.name] = entry
             self.latest[entry.base] = entry.name
         if self.problems:
-            raise ConfigError(list(dict.fromkeys(self.problems)))
+            # what several stages have of one place is one fault
+            raise ConfigError(
+                list({(problem.where, problem.found): problem for problem in self.problems[::-1]}.values())[::-1]
+            )
         return Plan(
             recipe=self.recipe,
             precision=self.precision,
@@ -132,34 +140,78 @@ class _Planner:
             model_fingerprints=self.model_fingerprints,
         )
 
+    def _fault(self, path: RecipePath, found: str) -> None:
+        """A fault of a component that its own constructor found."""
+        self.problems.append(Problem(where=self.recipe.source.where_set(path), found=found))
+
     def _build_data_and_models(self) -> None:
-        where = self.recipe.source.where
         for name, spec in self.recipe.data.items():
+            self.data_fingerprints[name] = ""
+            dataset: Dataset | None = spec.build_parts(self._fault).get(spec.path)
+            if dataset is None:
+                continue
+            self.datasets[name] = dataset
             try:
-                dataset: Dataset = spec.build()
-                self.datasets[name] = dataset
                 self.data_fingerprints[name] = fingerprint([spec.canonical(), dataset.fingerprint()])
             except KdfwError as error:
-                self.problems.append(Problem(where=where(spec.path), found=str(error)))
-                self.data_fingerprints[name] = ""
+                self._fault(spec.path, str(error))
         for name, spec in self.recipe.models.items():
-            try:
-                self.models[name] = spec.build()
-            except (KdfwError, ValueError) as error:
-                self.problems.append(Problem(where=where(spec.path), found=str(error)))
-        pending = {name: self.recipe.models[name] for name in self.models}
-        for name, spec in pending.items():
-            targets = self._resolve(spec.references, also_models=True)
-            model = self.models[name]
-            try:
-                own = model.base_fingerprint() if isinstance(model, Model) else model.fingerprint()
-                if isinstance(model, Model):
-                    self.problems.extend(model.check(partial(self._where_in, spec)))
-            except KdfwError as error:
-                self.problems.append(Problem(where=where(spec.path), found=str(error)))
-                own = ""
-            inner = [self.model_fingerprints.get(target.name, target.name) for target in targets.values()]
-            self.model_fingerprints[name] = fingerprint([ENGINE_VERSION, spec.canonical(), own, inner])
+            model: Model | Teacher | None = spec.build_parts(self._fault).get(spec.path)
+            if model is not None:
+                self.models[name] = model
+        for name in self.models:
+            targets = self._resolve(self.recipe.models[name].references, also_models=True)
+            self.members[name] = [target.name for target in targets.values() if target.name in self.models]
+        for name in list(self.models):
+            self._check_members(name)
+        for name in self.models:
+            self._fingerprint_model(name)
+
+    def _check_members(self, name: str) -> None:
+        """What a teacher made of others cannot be made of: itself, and what only stands for another model."""
+        where = self.recipe.source.where
+        path = self.recipe.models[name].path
+        if name in self._inside(name):
+            fix = "name other models"
+            self.problems.append(Problem(where=where(path), found=f"{name!r} is made of itself", fix=fix))
+        for reference in self.recipe.models[name].references:
+            if getattr(self.models.get(reference.name), "copies_student", False):
+                found = f"{reference.name!r} stands for the student of a training stage, and has no scores here"
+                fix = "name it among the stage's teachers itself"
+                self.problems.append(Problem(where=where(reference.path), found=found, fix=fix))
+
+    def _inside(self, name: str) -> set[str]:
+        """Names of the models that one is made of, through any number of others."""
+        found: set[str] = set()
+        open_ = list(self.members.get(name, ()))
+        while open_:
+            member = open_.pop()
+            if member not in found:
+                found.add(member)
+                open_ += self.members.get(member, ())
+        return found
+
+    def scores_made_texts(self, part: Model | Teacher) -> bool:
+        """Whether a model or teacher, with all it is made of, can score texts made on the fly."""
+        name = next((name for name, model in self.models.items() if model is part), "")
+        parts = [part, *(self.models[member] for member in self._inside(name))]
+        return all(not isinstance(each, Teacher) or each.made_texts for each in parts)
+
+    def _fingerprint_model(self, name: str) -> str:
+        if name in self.model_fingerprints:
+            return self.model_fingerprints[name]
+        self.model_fingerprints[name] = ""  # of itself, where it is made of itself
+        spec, model = self.recipe.models[name], self.models[name]
+        try:
+            own = model.base_fingerprint() if isinstance(model, Model) else model.fingerprint()
+            if isinstance(model, Model):
+                self.problems.extend(model.check(partial(self._where_in, spec)))
+        except KdfwError as error:
+            self._fault(spec.path, str(error))
+            own = ""
+        inner = [self._fingerprint_model(member) for member in self.members[name]]
+        self.model_fingerprints[name] = fingerprint([ENGINE_VERSION, spec.canonical(), own, inner])
+        return self.model_fingerprints[name]
 
     def _where_in(self, spec: Spec, option: str) -> str:
         return self.recipe.source.where((*spec.path, option))
@@ -167,10 +219,9 @@ class _Planner:
     def _plan_stage(self, number: int, entry: StageEntry) -> PlannedStage | None:
         targets = self._resolve(entry.spec.references)
         self.stage_targets[entry.name] = targets
-        try:
-            stage: Stage = entry.spec.build()
-        except (KdfwError, ValueError) as error:
-            self.problems.append(Problem(where=self.recipe.source.where(entry.path), found=str(error)))
+        parts = entry.spec.build_parts(self._fault)
+        stage: Stage | None = parts.get(entry.spec.path)
+        if stage is None:
             return None
         self.built[entry.name] = stage
         data = self._data_of(stage, targets)
@@ -180,7 +231,8 @@ class _Planner:
         if missing or any(target.kind == "faulty" for target in targets.values()):
             return None  # that fault has been reported; further checks would only repeat it
         view = PlanView(self, entry, targets, data)
-        self.problems.extend(stage.check(view))
+        for path, part in parts.items():
+            self.problems.extend(part.check(view.at(path)))
         inputs = [target.name for target in targets.values() if target.kind == "stage"]
         value = fingerprint(
             [
@@ -238,7 +290,7 @@ class _Planner:
             try:
                 parts.append(dict(nested.build().fingerprint_parts()))
             except KdfwError as error:
-                self.problems.append(Problem(where=self.recipe.source.where(nested.path), found=str(error)))
+                self._fault(nested.path, str(error))
         return parts
 
     def _identity(self, target: Target) -> list[str]:
@@ -270,16 +322,30 @@ class _Planner:
     def _resolve(self, references: Iterable[Reference], also_models: bool = False) -> dict[str, Target]:
         found: dict[str, Target] = {}
         for reference in references:
-            target = None
-            for alternative in [part.strip() for part in reference.name.split("|")]:
-                target = self._lookup(alternative, reference.ref.to)
-                if target is not None:
-                    break
-            if target is None:
-                self.problems.append(self._missing(reference))
-            else:
+            alternatives = [part.strip() for part in reference.name.split("|")]
+            unknown = [name for name in alternatives if len(alternatives) > 1 and not self._exists(name)]
+            where = self.recipe.source.where(reference.path)
+            for name in unknown:
+                fix = one_of(name.split(".")[0], self._all_names())
+                self.problems.append(Problem(where=where, found=f"nothing is called {name!r}", fix=fix))
+            targets = (self._lookup(name, reference.ref.to) for name in alternatives)
+            target = next((target for target in targets if target is not None), None)
+            if target is not None:
                 found[reference.name] = target
+                continue
+            place = self.recipe.source.written(reference.path)[0]  # one for all the stages of a method
+            if not unknown and (place, reference.name) not in self.missing:
+                self.missing.add((place, reference.name))
+                self.problems.append(self._missing(reference))
         return found
+
+    def _all_names(self) -> set[str]:
+        """What the recipe gives a name, at any point of the plan."""
+        stages = {name for entry in self.recipe.stages for name in (entry.base, entry.name)}
+        return stages | set(self.recipe.models) | set(self.recipe.data) | self.recipe.faulty
+
+    def _exists(self, name: str) -> bool:
+        return name.split(".")[0] in self._all_names() or _plain_retriever(name) is not None
 
     def _lookup(self, name: str, to: str) -> Target | None:
         base, _, part = name.partition(".")
@@ -301,7 +367,10 @@ class _Planner:
             }
             trained: Mapping[str, str] = getattr(stage, "trained_models", lambda: {})()
             if offers[to] and (not part or part in trained):
-                return Target(kind="stage", name=unique, part=part)
+                target = Target(kind="stage", name=unique, part=part)
+                # what it starts from has a fault of its own
+                lost = "model" in stage.produces and trained and self.model_behind(target) is None
+                return Target(kind="faulty", name=unique) if lost else target
         if to in ("model", "teacher", "system") and base in self.recipe.models and not part:
             built = self.models.get(base)
             if built is None or to != "model" or isinstance(built, Model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from kdfw.errors import KdfwError, Problem, did_you_mean, one_of
 from kdfw.models.precision import PRECISIONS
 from kdfw.options import Registry, Spec, check
 from kdfw.recipe import simple
-from kdfw.recipe.source import RecipePath, Source, load, override
+from kdfw.recipe.source import Place, RecipePath, Source, load, override
 from kdfw.tracking import TRACKERS
 from kdfw.types import TASKS
 
@@ -32,7 +32,7 @@ TOP_KEYS = {
     "models": "models and teachers by name",
     "stages": "the stages, in order",
     "method": "a published method that expands into stages",
-    "train": "defaults for the `train` settings of every training stage",
+    "train": "defaults for the `train` settings of every training stage; from the command line, instead of theirs",
     "student": "short form: the model to train",
     "teacher": "short form: the model or teacher to learn from",
     "teachers": "short form: several teachers",
@@ -92,6 +92,7 @@ def read(path: Path, registry: Registry, assignments: Sequence[str] = ()) -> Rec
 def build(source: Source, registry: Registry) -> Recipe:
     """Check a source; faults are in `Recipe.problems`."""
     problems: list[Problem] = []
+    source = replace(source, places={})
     raw = source.value
     for key in raw:
         if key not in TOP_KEYS:
@@ -120,32 +121,51 @@ def build(source: Source, registry: Registry) -> Recipe:
     if not isinstance(license, str):
         problems.append(Problem(where=source.where(("license",)), found=f"found {license!r}", fix="a name, as `mit`"))
     trackers = raw.get("trackers") or []
+    trackers = [trackers] if isinstance(trackers, str) else trackers
     if not isinstance(trackers, list) or any(name not in TRACKERS for name in trackers):
         fix = f"a list of: {', '.join(TRACKERS)}"
         problems.append(Problem(where=source.where(("trackers",)), found=f"found {trackers!r}", fix=fix))
         trackers = []
     data = _data(raw.get("data"), source, registry, problems)
     task = _task(data)
+    if raw.get("train") is not None and not isinstance(raw["train"], Mapping):
+        fix = "write settings by name, as {lr: 1e-5}"
+        problems.append(Problem(where=source.where(("train",)), found=f"found {raw['train']!r}", fix=fix))
     full = dict(raw)
     places: list[RecipePath] | None = None
+    asked = _Asked({key: value for key, value in raw.items() if key != "method"})
     if raw.get("method") is not None:
         if raw.get("stages") is not None:
             fix = "name the method among the stages: `- method: ...`"
             problems.append(Problem(where=source.where(("stages",)), found="both `method` and `stages`", fix=fix))
-        full["stages"] = _method_stages(raw, ("method",), source, registry, problems)
+        full["stages"] = _method_stages(asked, raw["method"], ("method",), source, registry, problems)
         places = [("method", index) for index in range(len(full["stages"] or ()))]
     elif raw.get("stages") is not None:
         if isinstance(raw["stages"], list):
-            full["stages"], places = _with_methods(raw, source, registry, problems)
+            full["stages"], places = _with_methods(raw["stages"], asked, source, registry, problems)
     else:
-        full, notes = simple.expand(raw, task)
+        full, written, notes = simple.expand(raw, task)
+        source.places.update(written)
         problems.extend(Problem(where=source.where(note.path), found=note.found, fix=note.fix) for note in notes)
-        places = [(index,) for index in range(len(full.get("stages") or ()))]
+        places = [("stages", index) for index in range(len(full.get("stages") or ()))]
+    for key in simple.KEYS:
+        main = next((main for main in ("method", "stages") if raw.get(main) is not None), None)
+        if main is not None and raw.get(key) is not None and key not in asked.keys_read:
+            fix = "it belongs to the short form of a recipe, which has no stages of its own; leave it out"
+            problems.append(Problem(where=source.where((key,)), found=f"`{key}` beside `{main}`", fix=fix))
+    if isinstance(full.get("stages"), list) and isinstance(full.get("train"), Mapping):
+        usual, given = _by_origin(full["train"], ("train",), source)
+        if given:
+            pairs = zip(full["stages"], places or (), strict=True)
+            full["stages"] = [_with_given(item, path, usual, given, source) for item, path in pairs]
     models = _models(full.get("models"), source, registry, problems)
     own_data, several = set(data), _Several(recipe=full, data=data)
     entries = list(_stages(full, places or [], several, source, registry, problems))
     if not entries and not problems:
         problems.append(Problem(where=source.where(("stages",)), found="no stages", fix="add at least one"))
+    for name in own_data & set(models):
+        fix = "models, data sets and stages share one set of names; the only data set is called `data`"
+        problems.append(Problem(where=source.where(("models", name)), found=f"name {name!r} is taken", fix=fix))
     taken = set(models) | own_data
     for entry in entries:
         if entry.base in taken:
@@ -177,7 +197,9 @@ def _written_names(full: Mapping[str, Any]) -> set[str]:
     stages = list(full["stages"]) if isinstance(full.get("stages"), list) else []
     for item in stages:
         if isinstance(item, Mapping):
-            names |= {str(item.get("name", item.get("type")))}
+            names |= (
+                {str(item.get("name", item.get("type")))} if "repeat" not in item and "method" not in item else set()
+            )
             inner = item.get("stages")
             stages += inner if isinstance(inner, list) else []
     return names
@@ -241,11 +263,11 @@ def _models(raw: Any, source: Source, registry: Registry, problems: list[Problem
             problems.append(
                 Problem(where=source.where(path), found=f"model name {name!r}", fix="letters, digits, '_' and '-'")
             )
-        kind = "teacher" if isinstance(item, Mapping) and item.get("type") in teachers else "student"
-        if isinstance(item, Mapping) and "type" in item and item["type"] not in [*students, *teachers]:
-            fix = one_of(str(item["type"]), [*students, *teachers])
-            found_text = f"no model type {item['type']!r}"
-            problems.append(Problem(where=source.where((*path, "type")), found=found_text, fix=fix))
+        type_of = item.get("type") if isinstance(item, Mapping) else item
+        kind = "teacher" if type_of in teachers else "student"
+        if isinstance(type_of, str) and type_of not in [*students, *teachers]:
+            fix = one_of(type_of, [*students, *teachers])
+            problems.append(Problem(where=source.where((*path, "type")), found=f"no model type {type_of!r}", fix=fix))
             continue
         spec = check(kind, item, path, registry, source.where, problems)
         if spec is not None:
@@ -253,13 +275,29 @@ def _models(raw: Any, source: Source, registry: Registry, problems: list[Problem
     return found
 
 
+class _Asked(dict[str, Any]):
+    """A recipe that remembers which of its keys were read."""
+
+    def __init__(self, recipe: Mapping[str, Any]) -> None:
+        super().__init__(recipe)
+        self.keys_read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.keys_read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.keys_read.add(key)
+        return super().get(key, default)
+
+
 def _with_methods(
-    raw: Mapping[str, Any], source: Source, registry: Registry, problems: list[Problem]
+    stages: Sequence[Any], recipe: Mapping[str, Any], source: Source, registry: Registry, problems: list[Problem]
 ) -> tuple[list[Any], list[RecipePath]]:
     """The list of stages with every `method` in it written out, and where each of them stands."""
     items: list[Any] = []
     places: list[RecipePath] = []
-    for index, item in enumerate(raw["stages"]):
+    for index, item in enumerate(stages):
         path: RecipePath = ("stages", index)
         if not isinstance(item, Mapping) or "method" not in item:
             items.append(item)
@@ -270,25 +308,118 @@ def _with_methods(
                 fix = "options of a method stand inside it: `- method: {type: NAME, ...}`"
                 problems.append(Problem(where=source.where((*path, key)), found=f"unknown key {key!r}", fix=fix))
         path = (*path, "method")
-        stages = _method_stages({**raw, "method": item["method"]}, path, source, registry, problems) or []
-        items += stages
-        places += [(*path, number) for number in range(len(stages))]
+        written = _method_stages(recipe, item["method"], path, source, registry, problems) or []
+        items += written
+        places += [(*path, number) for number in range(len(written))]
     return items, places
 
 
 def _method_stages(
-    raw: Mapping[str, Any], path: RecipePath, source: Source, registry: Registry, problems: list[Problem]
+    recipe: Mapping[str, Any],
+    raw: Any,
+    path: RecipePath,
+    source: Source,
+    registry: Registry,
+    problems: list[Problem],
 ) -> list[dict[str, Any]] | None:
-    spec = check("method", raw["method"], path, registry, source.where, problems)
+    """The stages of a method; `source` learns where what is in them was written."""
+    spec = check("method", raw, path, registry, source.where, problems)
     if spec is None:
         return None
     try:
         method = spec.build()
         assert isinstance(method, Method)
-        return method.expand({key: value for key, value in raw.items() if key != "method"})
+        stages = method.expand(recipe)
     except KdfwError as error:
-        problems.append(Problem(where=source.where(path), found=str(error)))
+        problems.append(Problem(where=source.where_set(path), found=str(error)))
         return None
+    options = list(_leaves(raw, path, inner=True)) if isinstance(raw, Mapping) else []
+    for index, stage in enumerate(stages):
+        here = (*path, index)
+        source.places[here] = Place(path=path, part=f"stage {stage.get('name', stage.get('type'))}")
+        for at, value in _leaves(stage, here, inner=True):
+            same = [place for place, option in options if option == value and type(option) is type(value)]
+            keyed = [place for place in same if _last_key(place) == _last_key(at)]
+            found = keyed or (same if isinstance(value, str) else [])
+            if len(found) == 1 and found[0] != (*path, "type"):
+                source.places[at] = Place(path=found[0])
+    return stages
+
+
+def _leaves(value: Any, path: RecipePath, *, inner: bool = False) -> Iterator[tuple[RecipePath, Any]]:
+    """Every plain value with its path; with `inner` the mappings and lists in it, too."""
+    items = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (list, tuple)) else None
+    )
+    for key, item in items or ():
+        if inner and isinstance(item, (Mapping, list, tuple)):
+            yield (*path, key), item
+        yield from _leaves(item, (*path, key), inner=inner)
+    if items is None:
+        yield path, value
+
+
+def _last_key(path: RecipePath) -> str:
+    return next(str(part) for part in reversed(path) if isinstance(part, str))
+
+
+# ---------------------------------------------------------------- `train` for every stage
+
+
+def _by_origin(settings: Mapping[str, Any], path: RecipePath, source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings as the file has them, and those that the command line gave."""
+    usual: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            for part, found in zip(_by_origin(value, (*path, key), source), (usual, given), strict=True):
+                if part:
+                    found[key] = part
+        else:
+            (given if source.set_by_command((*path, key)) else usual)[key] = value
+    return usual, given
+
+
+def _over(weaker: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with stronger ones over them: a length given in epochs replaces one in steps, and the other way."""
+    dropped = {
+        other
+        for length, other in (("steps", "epochs"), ("epochs", "steps"))
+        if stronger.get(length) is not None and other not in stronger
+    }
+    joined = {key: value for key, value in weaker.items() if key not in dropped}
+    for key, value in stronger.items():
+        nested = isinstance(value, Mapping) and isinstance(joined.get(key), Mapping)
+        joined[key] = _over(joined[key], value) if nested else value
+    return joined
+
+
+def _with_given(
+    item: Any, path: RecipePath, defaults: Mapping[str, Any], given: Mapping[str, Any], source: Source
+) -> Any:
+    """A stage, or a block of them, whose `train` is what the command line says for all of them.
+
+    What the command line says of the stage itself is stronger.
+    """
+    if not isinstance(item, Mapping):
+        return item
+    if "repeat" in item and isinstance(item.get("stages"), list):
+        block = enumerate(item["stages"])
+        inner = [_with_given(stage, (*path, "stages", index), defaults, given, source) for index, stage in block]
+        return {**item, "stages": inner}
+    own = item.get("train", {})
+    if item.get("type") != "train" or not isinstance(own, Mapping):
+        return item
+    usual, own_given = _by_origin(own, (*path, "train"), source)
+    if "train" not in item:
+        source.places[path + ("train",)] = Place(path=("train",))
+    stated = {at for at, _ in _leaves(own_given, ())}
+    for at, _ in _leaves(given, ()):
+        if at not in stated:
+            source.places[path + ("train",) + at] = Place(path=("train", *at))
+    # of a mapping (`models`, `groups`) the command line may give a part: the rest stays what it was
+    rest = {key: defaults[key] for key, value in given.items() if isinstance(value, Mapping) and key in defaults}
+    return {**item, "train": _over(_over({**rest, **usual}, given), own_given)}
 
 
 @dataclass(kw_only=True)
@@ -401,7 +532,14 @@ def _entries(
     seen[name] = path
     options = {key: value for key, value in item.items() if key != "name"}
     if options.get("type") == "train" and defaults and isinstance(options.get("train", {}), Mapping):
-        options["train"] = {**defaults, **options.get("train", {})}
+        own = options.get("train", {})
+        for key in defaults:
+            if key not in own:
+                source.places[path + ("train", key)] = Place(path=("train", key))
+        if "train" not in item:
+            source.places[path + ("train",)] = Place(path=("train",))
+        kept = {key: value for key, value in defaults.items() if key not in own}
+        options["train"] = _over(kept, own)
     spec = check("stage", options, path, registry, source.where, problems)
     if spec is not None:
         yield StageEntry(name=name, base=base, cycle=cycle, spec=spec, path=path)

@@ -150,11 +150,12 @@ class _Writer:
             for meta in default.metadata:
                 annotation = _annotated(annotation, meta)
         try:
-            schema = TypeAdapter(annotation).json_schema(ref_template="#/$defs/{model}")
+            schema: Schema = TypeAdapter(annotation).json_schema(ref_template="#/$defs/{model}")
         except (PydanticInvalidForJsonSchema, PydanticSchemaGenerationError):
             return {}  # a type of the plugin's own: kdfw checks it, an editor cannot
         for name, definition in schema.pop("$defs", {}).items():
-            self._define(name, definition)
+            self._define(name, _bare_lists(definition))
+        schema = _bare_lists(schema)
         if schema.get("type") == "object" and "title" in schema and "properties" in schema:
             name = schema["title"]
             self._define(name, schema)
@@ -218,7 +219,7 @@ class _Writer:
             "license": {"type": "string"},
             "seed": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1, "default": 13},
             "precision": {"enum": list(PRECISIONS), "default": "auto"},
-            "trackers": {"type": "array", "items": {"enum": list(TRACKERS)}},
+            "trackers": _bare_lists({"type": "array", "items": {"enum": list(TRACKERS)}}),
             "data": {
                 "if": {"type": "object", "not": {"required": ["type"]}},
                 "then": {"type": "object", "minProperties": 1, "additionalProperties": {"$ref": _ref("dataset")}},
@@ -234,9 +235,9 @@ class _Writer:
             "train": self._train(),
             "student": {"$ref": _ref("model-or-name")},
             "teacher": {"$ref": _ref("model-or-name")},
-            "teachers": {"type": "array", "items": {"$ref": _ref("model-or-name")}},
+            "teachers": _bare_lists({"type": "array", "items": {"$ref": _ref("model-or-name")}}),
             "loss": {"$ref": _ref("loss")},
-            "losses": {"type": "array", "minItems": 1, "items": {"$ref": _ref("loss")}},
+            "losses": _bare_lists({"type": "array", "minItems": 1, "items": {"$ref": _ref("loss")}}),
             "sampler": {"$ref": _ref("sampler")},
             "candidates": self._part_of_stage("mine"),
             "evaluate": self._part_of_stage("evaluate"),
@@ -255,6 +256,19 @@ class _Writer:
             return {"type": "object"}
         properties = {key: value for key, value in definition["properties"].items() if key != "type"}
         return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _bare_lists(schema: Any) -> Any:
+    """The schema with every list of any length written also as its one item, as kdfw reads it."""
+    if isinstance(schema, list):
+        return [_bare_lists(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: value if key in ("default", "enum", "const") else _bare_lists(value) for key, value in schema.items()}
+    if found.get("type") != "array" or "prefixItems" in found or "items" not in found:
+        return found
+    about = {key: found.pop(key) for key in ("title", "description", "default") if key in found}
+    return {**about, "if": {"type": "array"}, "then": found, "else": found["items"]}
 
 
 def _ref(name: str) -> str:

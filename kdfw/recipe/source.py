@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import yaml
 from kdfw.errors import ConfigError, Problem, one_of
 
 RecipePath = tuple[str | int, ...]
+COMMAND_LINE = "command line"
 MAX_NODES = 100_000
 MAX_DEPTH = 60
 _CONTAINERS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
@@ -36,6 +37,15 @@ for _first in "-+.0123456789":
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a part of the full recipe that a short form or a method stands for is written."""
+
+    path: RecipePath
+    part: str = ""
+    """What of it is meant (`stage distill`), where its keys are no keys of the file."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A recipe as plain values, with the place each came from."""
@@ -44,16 +54,50 @@ class Source:
     lines: dict[RecipePath, tuple[str, int]] = field(default_factory=dict)
     """(file, line) of every key and list item; what the command line set has `command line` and 0."""
     file: str = ""
+    places: dict[RecipePath, Place] = field(default_factory=dict)
+    """Of the full recipe what is written elsewhere; a path below one of these is below its place."""
 
     def where(self, path: RecipePath) -> str:
         """`file:line: key.path` of a path, or of the nearest parent that stands in the file."""
-        name = dotted(path)
+        written, part = self.written(path)
+        name = dotted(written)
+        if part:
+            name = f"{name} ({part})" if name else part
+        file, line = self._nearest(written)
+        place = f"{file}:{line}" if line else file
+        return f"{place}: {name}" if name else place
+
+    def where_set(self, path: RecipePath) -> str:
+        """As `where`, of a value whose parts do not go together: what the command line set of it, if anything."""
+        written, part = self.written(path)
+        if not part:
+            for known, (file, line) in self.lines.items():
+                if not line and known[: len(written)] == written and len(known) > len(written):
+                    return f"{file}: {dotted(written)}"
+        return self.where(path)
+
+    def set_by_command(self, path: RecipePath) -> bool:
+        """Whether the command line gave the value of a path."""
+        written, part = self.written(path)
+        return not part and self._nearest(written)[0].startswith(COMMAND_LINE)
+
+    def written(self, path: RecipePath) -> tuple[RecipePath, str]:
+        """The path as it stands in the file, and what of it is meant where the file has no key for that."""
+        for length in range(len(path), 0, -1):
+            place = self.places.get(path[:length])
+            if place is None:
+                continue
+            rest = path[length:]
+            if place.part:
+                return place.path, f"{place.part}: {dotted(rest)}" if rest else place.part
+            return self.written((*place.path, *rest))
+        return path, ""
+
+    def _nearest(self, path: RecipePath) -> tuple[str, int]:
         for length in range(len(path), -1, -1):
             if path[:length] in self.lines:
-                file, line = self.lines[path[:length]]
-                place = f"{file}:{line}" if line else file
-                return f"{place}: {name}" if name else place
-        return f"{self.file}: {name}" if name else self.file
+                return self.lines[path[:length]]
+        return self.file, 0
 
 
 def dotted(path: RecipePath) -> str:
@@ -182,8 +226,8 @@ class _Builder:
 def override(source: Source, assignments: Sequence[str]) -> Source:
     """Apply `key.path=value` settings from the command line.
 
-    A part of the path is a key, the number of a list item, or the `name` of a list item (`stages.distill.train.lr`).
-    Keys that do not exist yet are created; list items are not.
+    A part of the path is a key, the number of a list item, or the `name` of a list item (`stages.distill.train.lr`),
+    also of a stage in a repeated block. Keys that do not exist yet are created; list items are not.
 
     Raises: ConfigError naming each setting that does not fit.
     """
@@ -207,16 +251,18 @@ def override(source: Source, assignments: Sequence[str]) -> Source:
         failed = False
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
-            step: str | int = part
+            step: Any = part
             if isinstance(here, list):
-                found = _list_index(here, part)
+                found = _list_steps(here, part)
                 if found is None:
-                    names = [str(item.get("name", i)) for i, item in enumerate(here) if isinstance(item, dict)]
-                    fix = one_of(part, names)
+                    fix = one_of(part, _names(here))
                     problems.append(Problem(where=where, found=f"no item {part!r} in {dotted(path)}", fix=fix))
                     failed = True
                     break
-                step = found
+                step = found[-1]
+                inner: Any
+                for inner in found[:-1]:
+                    here, path = here[inner], (*path, inner)  # into a repeated block
             elif not isinstance(here, dict):
                 problems.append(
                     Problem(where=where, found=f"{dotted(path)} is {here!r}", fix="it has no keys below it")
@@ -233,16 +279,37 @@ def override(source: Source, assignments: Sequence[str]) -> Source:
         if not failed:
             for known in [known for known in lines if known[: len(path)] == path]:
                 del lines[known]
-            lines[path] = (f"command line ({assignment})", 0)
+            lines[path] = (f"{COMMAND_LINE} ({assignment})", 0)
     if problems:
         raise ConfigError(problems)
-    return Source(value=value, lines=lines, file=source.file)
+    return replace(source, value=value, lines=lines)
 
 
-def _list_index(items: list[Any], part: str) -> int | None:
+def _list_steps(items: list[Any], part: str) -> RecipePath | None:
+    """The way to an item: its number; for a stage of a repeated block `(number of the block, "stages", number)`."""
     if re.fullmatch(r"\d+", part) and int(part) < len(items):
-        return int(part)
+        return (int(part),)
     for index, item in enumerate(items):
         if isinstance(item, dict) and item.get("name") == part:
-            return index
+            return (index,)
+    for index, item in enumerate(items):
+        if isinstance(item, dict) and isinstance(item.get("stages"), list):
+            for inner, stage in enumerate(item["stages"]):
+                if isinstance(stage, dict) and stage.get("name") == part:
+                    return (index, "stages", inner)
     return None
+
+
+def _names(items: list[Any]) -> list[str]:
+    """What items may be called, those of repeated blocks included."""
+    names = []
+    for index, item in enumerate(items):
+        if isinstance(item, dict):
+            names.append(str(item.get("name", index)))
+            inner = item.get("stages")
+            names += (
+                [str(s["name"]) for s in inner if isinstance(s, dict) and "name" in s]
+                if isinstance(inner, list)
+                else []
+            )
+    return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from kdfw.errors import ArtifactError, KdfwError, Problem
 if TYPE_CHECKING:
     from kdfw.recipe.plan import Target, _Planner
     from kdfw.recipe.recipe import StageEntry
+    from kdfw.recipe.source import RecipePath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +35,26 @@ class PlanView:
         self._planner = planner
         self._entry = entry
         self._targets = targets
+        self._path = entry.path
         self.data_name = data
 
+    def at(self, path: RecipePath) -> PlanView:
+        """The same for a component of the stage, whose options stand at `path`."""
+        view = copy.copy(self)
+        view._path = path
+        return view
+
+    @property
+    def stage(self) -> Stage:
+        """The stage itself."""
+        return self._planner.built[self._entry.name]
+
     def where(self, *path: str | int) -> str:
-        """`file:line: key` of an option of this stage."""
-        return self._planner.recipe.source.where((*self._entry.path, *path))
+        """`file:line: key` of an option of this component."""
+        return self._planner.recipe.source.where((*self._path, *path))
 
     def problem(self, *path: str | int, found: str, fix: str = "") -> Problem:
-        """A fault at an option of this stage."""
+        """A fault at an option of this component."""
         return Problem(where=self.where(*path), found=found, fix=fix)
 
     @property
@@ -77,6 +91,10 @@ class PlanView:
     def reader(self, name: str) -> Model | Teacher | None:
         """Who reads what is asked of a reference: the model behind it, or behind the stored scores it points to."""
         return self.model(name) or self.scorer(name)
+
+    def scores_made_texts(self, part: Model | Teacher | None) -> bool:
+        """Whether a model or teacher, with all it is made of, can score texts that are made on the fly."""
+        return part is not None and self._planner.scores_made_texts(part)
 
     def stage_of(self, name: str) -> Stage | None:
         """The earlier stage a reference points to, or None for a model or a data set."""

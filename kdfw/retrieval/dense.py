@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -14,13 +14,14 @@ from kdfw.fingerprint import fingerprint
 from kdfw.references import ModelRef
 from kdfw.retrieval.encode import DType, Vectors, encode_vectors
 from kdfw.retrieval.indexes import Approximate, Flat, Found, IndexOptions, build_index, in_order, load_faiss, nearest
-from kdfw.retrieval.queries import as_ranking, gathered
+from kdfw.retrieval.queries import as_ranking, check_searched, gathered
 from kdfw.retrieval.store import Opened, kept
 
 if TYPE_CHECKING:
     from kdfw.context import StageContext
     from kdfw.data.ranking import Ranking
     from kdfw.data.sets import RankingData
+    from kdfw.errors import Problem
     from kdfw.types import TextSource
 
 BLOCK_QUERIES = 4_096
@@ -42,6 +43,9 @@ class Dense(Retriever):
         self.dtype: DType = dtype
         self._opened = Opened[Vectors]()
         self._approximate = Opened[Approximate]()
+
+    def check(self, plan: Any) -> Iterator[Problem]:
+        return check_searched(plan, self.model, "dense")
 
     def fingerprint_parts(self) -> Mapping[str, Any]:
         """Version of faiss where it decides what is found; exact search does not depend on it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from kdfw.data.order import ranked
 from kdfw.references import ModelRef
 from kdfw.retrieval.encode import Ragged, encode_ragged
 from kdfw.retrieval.indexes import TIES, Found, in_order, narrow
-from kdfw.retrieval.queries import gathered, search_in_shares
+from kdfw.retrieval.queries import check_searched, gathered, search_in_shares
 from kdfw.retrieval.store import Opened
 
 if TYPE_CHECKING:
     from kdfw.context import StageContext
     from kdfw.data.ranking import Ranking
     from kdfw.data.sets import RankingData
+    from kdfw.errors import Problem
     from kdfw.types import TextSource
 
 BLOCK_QUERIES = 16
@@ -44,6 +46,9 @@ class LateInteraction(Retriever):
         self.first = first
         self.first_depth = first_depth
         self._opened = Opened[TokenVectors]()
+
+    def check(self, plan: Any) -> Iterator[Problem]:
+        return check_searched(plan, self.model, "maxsim")
 
     def estimate(self, plan: Any, split: str, depth: int) -> Workload:
         """Every token of every passage has a vector of two-byte numbers."""

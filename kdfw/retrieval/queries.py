@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,10 +11,23 @@ from kdfw.data.ranking import Ranking
 
 if TYPE_CHECKING:
     from kdfw.context import StageContext, Workers
+    from kdfw.errors import Problem
     from kdfw.types import TextSource
 
 Found = tuple[np.ndarray, np.ndarray]
 """(rows, scores) of one query, in order."""
+
+
+def check_searched(plan: Any, model: str, search: str) -> Iterator[Problem]:
+    """That a retriever's model is of the kind it searches with (`Model.search`)."""
+    from kdfw.retrieval import SEARCHES
+
+    own = getattr(plan.model(model), "search", "")
+    if own != search:
+        fix = f"let it re-rank what another finds: {{type: rerank, first: bm25, model: {model}}}"
+        if own in SEARCHES:
+            fix = f"use {{type: {SEARCHES[own]}, model: {model}}}"
+        yield plan.problem("model", found=f"{model!r}, which a {SEARCHES[search]} search cannot use", fix=fix)
 
 
 def search_in_shares(queries: TextSource, search: Callable[[int], Found], context: StageContext, title: str) -> Ranking:

@@ -15,13 +15,14 @@ from kdfw.fingerprint import fingerprint
 from kdfw.references import ModelRef
 from kdfw.retrieval.encode import Ragged, encode_ragged
 from kdfw.retrieval.postings import Entries, Postings, invert
-from kdfw.retrieval.queries import search_in_shares
+from kdfw.retrieval.queries import check_searched, search_in_shares
 from kdfw.retrieval.store import Opened, kept
 
 if TYPE_CHECKING:
     from kdfw.context import StageContext
     from kdfw.data.ranking import Ranking
     from kdfw.data.sets import RankingData
+    from kdfw.errors import Problem
     from kdfw.types import TextSource
 
 
@@ -35,6 +36,9 @@ class Sparse(Retriever):
     ) -> None:
         self.model = model
         self._opened = Opened[Postings]()
+
+    def check(self, plan: Any) -> Iterator[Problem]:
+        return check_searched(plan, self.model, "sparse")
 
     def estimate(self, plan: Any, split: str, depth: int) -> Workload:
         """Every passage and every query is encoded; how many words they keep is known then."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kdfw.context import StageContext
     from kdfw.data.ranking import Ranking
     from kdfw.data.sets import Data, RankingData
+    from kdfw.errors import Problem
 
 NumPositives = Annotated[int, Field(ge=0, description="labelled positives of each example; 0: candidates only")]
 NumNegatives = Annotated[int, Field(ge=0, description="negatives of each example")]
@@ -207,6 +208,20 @@ class BoundLists:
         return example(self.data, self.split, self.rows[item], positives, negatives, grades)
 
 
+def check_lists(plan: Any, names: Sequence[str], ranks: tuple[int, int] | None) -> Iterator[Problem]:
+    """Lists of a sampler that hold nothing for it: those of another split, and those that end before its ranks."""
+    stages = [plan.stage_of(name) for name in names]
+    split = plan.stage.split
+    others = [getattr(stage, "split", split) for stage in stages]
+    if others and split not in others:
+        found = f"lists for the queries of the split {others[0]!r}"
+        yield plan.problem("of", found=found, fix=f"this stage trains on {split!r}: name lists for that")
+    depths = [depth for depth in (getattr(stage, "depth", None) for stage in stages) if depth is not None]
+    if ranks is not None and len(depths) == len(names) and max(depths) < ranks[0]:
+        found = f"found {list(ranks)}, beyond the depth of the lists ({max(depths)})"
+        yield plan.problem("ranks", found=found, fix="draw from better ranks, or give those stages a greater `depth`")
+
+
 class Mined(Sampler):
     """Labelled positives with negatives drawn from the lists of one or several retrievers.
 
@@ -246,6 +261,9 @@ class Mined(Sampler):
         )  # fmt: skip
         self.options.check("mined", len(self.of))
         self.num_candidates = self.options.num_candidates
+
+    def check(self, plan: Any) -> Iterator[Problem]:
+        return check_lists(plan, self.of, self.options.ranks)
 
     def expected_items(self, sizes: Sizes, split: str) -> Amount:
         return self.options.expected_items(sizes, split)
@@ -293,6 +311,9 @@ class Scored(Sampler):
         )  # fmt: skip
         self.options.check("scored", 1)
         self.num_candidates = self.options.num_candidates
+
+    def check(self, plan: Any) -> Iterator[Problem]:
+        return check_lists(plan, [self.of], None)
 
     def expected_items(self, sizes: Sizes, split: str) -> Amount:
         return self.options.expected_items(sizes, split)

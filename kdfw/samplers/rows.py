@@ -42,6 +42,7 @@ class Pairs(Sampler):
     """
 
     tasks = frozenset({"pairs"})
+    draws_positives = False
     num_candidates = 1
 
     def __init__(

@@ -99,6 +99,10 @@ class Score(Stage):
             yield plan.problem(found=f"a score stage on data of the task {plan.task}", fix=fix)
         if plan.splits and self.split not in plan.splits:
             yield plan.problem("split", found=f"no split {self.split!r}", fix=one_of(self.split, plan.splits))
+        splits = [getattr(plan.stage_of(name), "split", self.split) for name in self.of]
+        if splits and self.split not in splits:
+            found = f"candidates for the queries of the split {splits[0]!r}"
+            yield plan.problem("of", found=found, fix=f"this stage scores {self.split!r}: name candidates for that")
         if "logits" not in plan.provides(self.teacher):
             yield plan.problem("teacher", found=f"{self.teacher!r} gives no scores", fix="name a ranking model")
         behind = plan.model(self.teacher)

@@ -79,6 +79,16 @@ def test_overrides_reach_keys_items_and_named_items():
     assert source.value["train"]["lr"] == 1e-5, "the source itself must not change"
 
 
+def test_overrides_reach_stages_of_repeated_blocks():
+    text = "stages:\n  - {name: mine}\n  - repeat: 2\n    stages:\n      - {name: scores}\n      - {name: distill}\n"
+    changed = override(parse(text, "r.yaml"), ["stages.distill.train.lr=1"])
+    assert changed.value["stages"][1]["stages"][1]["train"] == {"lr": 1}
+    place = ("stages", 1, "stages", 1, "train", "lr")
+    assert changed.where(place) == "command line (stages.distill.train.lr=1): stages[1].stages[1].train.lr"
+    with pytest.raises(ConfigError, match="did you mean 'distill'"):
+        override(parse(text, "r.yaml"), ["stages.distil.train.lr=1"])
+
+
 def test_overrides_that_do_not_fit_are_all_named():
     source = parse(TEXT, "r.yaml")
     with pytest.raises(ConfigError) as caught:
