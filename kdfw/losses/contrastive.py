@@ -24,7 +24,7 @@ from kdfw.losses.masking import (
 from kdfw.types import Batch, Clock, LossTerms, Needs, Signals
 
 Positives = Literal["each", "first", "sum"]
-DivisorOption = Annotated[Schedule | float, Field(description="divides the scores; > 0 (0.01 to 0.05 for cosines)")]
+DivisorOption = Annotated[Schedule | float, Field(gt=0, description="divides the scores (0.01 to 0.05 for cosines)")]
 PositivesOption = Annotated[
     Positives,
     Field(description="several positives: mean of one loss for each, the first alone, or their joint probability"),

@@ -8,9 +8,9 @@ from pydantic import Field
 
 from kdfw.components import Schedule, Weighting
 
-Temperature = Annotated[Schedule | float, Field(description="divides teacher and student scores; > 0")]
+Temperature = Annotated[Schedule | float, Field(gt=0, description="divides teacher and student scores")]
 StudentTemperature = Annotated[
-    Schedule | None, Field(description="divides the student's scores instead of `temperature`")
+    Schedule | None, Field(gt=0, description="divides the student's scores instead of `temperature`")
 ]
 Teachers = Annotated[Weighting | None, Field(description="weights of teachers and items; default: equal")]
 Signal = Annotated[str, Field(description="the signal of both sides that is compared")]
