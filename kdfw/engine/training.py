@@ -661,7 +661,8 @@ class Trainer:
             "loss": json.loads(json.dumps(values)),
             "left out": dict(self.feed.sampler.skipped),
         }
-        warnings = []
+        lost = [name for name, value in values.items() if not math.isfinite(value)]
+        warnings = [f"not finite: {', '.join(lost)}; training would stop at its first step"] if lost else []
         for number, slot in enumerate(self.slots):
             if slot.kind != "trained" and not model.local_signals:
                 named = _doubts(self._teacher_signals(number, batch, {}), batch).values()
