@@ -49,8 +49,8 @@ def run(
     recipe: str | Path,
     settings: Sequence[str] = (),
     *,
-    out: Path | None = None,
-    cache: Path | None = None,
+    out: str | Path | None = None,
+    cache: str | Path | None = None,
     fresh: bool = False,
     offline: bool = False,
     trust_remote_code: bool = False,
@@ -70,8 +70,8 @@ def run(
         planned = plan(recipe, settings)
         result = run_plan(
             planned,
-            out or default_out(planned.recipe),
-            cache=cache,
+            Path(out) if out else default_out(planned.recipe),
+            cache=Path(cache) if cache else None,
             workers=workers,
             fresh=fresh,
             offline=offline,
@@ -157,8 +157,8 @@ def check(
     recipe: str | Path,
     settings: Sequence[str] = (),
     *,
-    out: Path | None = None,
-    cache: Path | None = None,
+    out: str | Path | None = None,
+    cache: str | Path | None = None,
     offline: bool = False,
 ) -> list[dict[str, Any]]:
     """Check a recipe, then put one batch through every stage without training.
@@ -169,7 +169,7 @@ def check(
     import torch
 
     planned = plan(recipe, settings)
-    folder = cache or default_cache(out or default_out(planned.recipe))
+    folder = Path(cache) if cache else default_cache(Path(out) if out else default_out(planned.recipe))
     store = ArtifactStore(folder, fallback=folder)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if offline:

@@ -53,3 +53,16 @@ def test_a_loss_that_is_not_finite_is_a_warning(workspace: Path, tmp_path: Path,
                  "--cache", str(tmp_path / "cache")])  # fmt: skip
     assert code == 2
     assert "warnings: not finite: loss, kl" in capsys.readouterr().out
+
+
+def test_folders_may_be_given_as_texts(workspace: Path, tmp_path: Path):
+    only = str(tmp_path / "mined.yaml")
+    text = (workspace / "recipe.yaml").read_text(encoding="utf-8")
+    Path(only).write_text(text[: text.index("  - {name: scores")], encoding="utf-8")
+    folders = {"out": str(tmp_path / "run"), "cache": str(tmp_path / "cache")}
+    result = kdfw.run(only, **folders)
+    assert result is not None and result.folder == tmp_path / "run"
+    assert [report["state"] for report in kdfw.check(only, **folders)] == ["cached"]
+    swept = kdfw.sweep(only, seeds=1, out=str(tmp_path / "sweep"), cache=str(tmp_path / "cache"))
+    assert swept.folder == tmp_path / "sweep"
+    assert kdfw.diagnose(only, **folders)["stages"] == []
