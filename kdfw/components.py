@@ -208,6 +208,8 @@ class DistillationLoss(Loss):
             student=frozenset({self.signal}),
             teacher=frozenset({self.signal}),
             teachers=(1, None),
+            # a distribution over one alternative is always 1, and one alternative has no order
+            alternatives=1 if self.compares == "scores" or self.signal != "logits" else 2,
             whole_batch=self.signal == "batch_logits",
         )
         parts = [self.temperature.needs]

@@ -119,6 +119,7 @@ class InfoNCE(Loss):
             labels=True,
             # of a text's own list of one, a view of itself, the loss would always be 0
             tasks=frozenset({"ranking", "pairs"} if self.in_batch else {"ranking"}),
+            alternatives=1 if self.in_batch else 2,
             whole_batch=self.in_batch,
         )
 
@@ -194,7 +195,9 @@ class LocalizedContrastive(Loss):
 
     @property
     def needs(self) -> Needs:
-        return self.temperature.needs | Needs(student=frozenset({"logits"}), labels=True, tasks=frozenset({"ranking"}))
+        return self.temperature.needs | Needs(
+            student=frozenset({"logits"}), labels=True, tasks=frozenset({"ranking"}), alternatives=2
+        )
 
     def forward(self, student: Signals, teachers: Sequence[Signals], batch: Batch, clock: Clock) -> LossTerms:
         scores = wide(student["logits"])
