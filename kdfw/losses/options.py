@@ -9,6 +9,9 @@ from pydantic import Field
 from kdfw.components import Schedule, Weighting
 
 Temperature = Annotated[Schedule | float, Field(gt=0, description="divides teacher and student scores")]
+OwnTemperature = Annotated[
+    Schedule | float, Field(gt=0, description="divides the student's scores; the order of the target has none")
+]
 StudentTemperature = Annotated[
     Schedule | None, Field(gt=0, description="divides the student's scores instead of `temperature`")
 ]
