@@ -423,6 +423,10 @@ class Dataset(Component):
         """Names of the splits, without reading the data; used to check recipes."""
         raise NotImplementedError
 
+    def triples(self) -> Sequence[str] | None:
+        """Splits that come with triples of query, positive and negative, without reading the data; None: unknown."""
+        return None
+
     def sizes(self, cache: Path) -> Sizes:
         """How much there is, as far as that can be said without reading the data; `kdfw plan` asks."""
         return Sizes()
