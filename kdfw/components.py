@@ -61,6 +61,14 @@ class Schedule(Component):
 
     needs: Needs = Needs()
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Least and greatest value it comes to, which options with a range are checked by; None: it does not tell.
+
+        A learnable schedule, or one that cannot leave its range, need not tell.
+        """
+        return None
+
     def setup(self, student: Model, teachers: Sequence[Model | Teacher]) -> None:
         """Of a learnable schedule: build what is drawn at random. Called as `Loss.setup`, after the loss's own."""
 
@@ -81,12 +89,19 @@ class Constant(Schedule):
     def __init__(self, *, value: float) -> None:
         self.value = float(value)
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self.value, self.value
+
     def __call__(self, clock: Clock) -> float:
         return self.value
 
 
 def as_schedule(value: Schedule | float) -> Schedule:
-    """Numbers become constants, so that components can write `temperature: Schedule | float = 1.0`."""
+    """Numbers become constants, so that components can write `temperature: Schedule | float = 1.0`.
+
+    A range in the option's `Field` (`gt=0`) holds for every value of a schedule that tells its `bounds`.
+    """
     return value if isinstance(value, Schedule) else Constant(value=value)
 
 
@@ -99,8 +114,12 @@ class LossSettings:
     def __init__(
         self,
         *,
-        weight: Annotated[Schedule | float, Field(description="multiplies the term; a number or a schedule")] = 1.0,
-        name: Annotated[str | None, Field(description="name in logs and reports; default: the type")] = None,
+        weight: Annotated[
+            Schedule | float, Field(ge=0, description="multiplies the term; a number or a schedule")
+        ] = 1.0,
+        name: Annotated[
+            str | None, Field(pattern=r"^[^\s/]+$", description="name in logs and reports; default: the type")
+        ] = None,
         model: Annotated[
             str | None, Field(description="which trained model of the stage it trains; default: the student")
         ] = None,
@@ -176,9 +195,9 @@ class DistillationLoss(Loss):
     def __init__(
         self,
         *,
-        temperature: Annotated[Schedule | float, Field(description="divides teacher and student scores; > 0")] = 1.0,
+        temperature: Annotated[Schedule | float, Field(gt=0, description="divides teacher and student scores")] = 1.0,
         student_temperature: Annotated[
-            Schedule | None, Field(description="divides the student's scores instead of `temperature`")
+            Schedule | None, Field(gt=0, description="divides the student's scores instead of `temperature`")
         ] = None,
         weighting: Annotated[
             Weighting | None, Field(description="weights of teachers and items; default: equal")
@@ -197,6 +216,8 @@ class DistillationLoss(Loss):
             student=frozenset({self.signal}),
             teacher=frozenset({self.signal}),
             teachers=(1, None),
+            # a distribution over one alternative is always 1, and one alternative has no order
+            alternatives=1 if self.compares == "scores" or self.signal != "logits" else 2,
             whole_batch=self.signal == "batch_logits",
         )
         parts = [self.temperature.needs]
@@ -422,6 +443,10 @@ class Dataset(Component):
     def splits(self) -> Sequence[str]:
         """Names of the splits, without reading the data; used to check recipes."""
         raise NotImplementedError
+
+    def triples(self) -> Sequence[str] | None:
+        """Splits that come with triples of query, positive and negative, without reading the data; None: unknown."""
+        return None
 
     def sizes(self, cache: Path) -> Sizes:
         """How much there is, as far as that can be said without reading the data; `kdfw plan` asks."""

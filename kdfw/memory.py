@@ -7,7 +7,11 @@ import functools
 import math
 import os
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 GROWTH = 1.35
 """By how much a process may grow beyond what it settled at before freed memory is returned."""
@@ -29,6 +33,33 @@ def machine_memory() -> float:
         except (OSError, ValueError):  # no such group, or `max`
             continue
     return min(found)
+
+
+def watch_memory(device: torch.device) -> Callable[[], dict[str, int]]:
+    """Begin to watch how much memory is in use at most; what comes back tells it in megabytes.
+
+    `memory_mb`: of the GPU, or of the process, from now on. Where the kernel keeps only one peak for the life of a
+    process, that is told instead, as `process_memory_mb`.
+    """
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return lambda: {"memory_mb": int(torch.cuda.max_memory_allocated(device) / 2**20)}
+    try:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as stream:
+            stream.write("5")  # sets the peak (VmHWM) to what is in use now
+        return lambda: {"memory_mb": _peak_kilobytes() // 1024}
+    except OSError:
+        import resource
+
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        return lambda: {"process_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit}
+
+
+def _peak_kilobytes() -> int:
+    with open("/proc/self/status", encoding="ascii") as stream:
+        return next(int(line.split()[1]) for line in stream if line.startswith("VmHWM"))
 
 
 def keep_freed_memory() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import os
 import re
 import types
@@ -331,7 +332,13 @@ def _plain_model(cls: Hashable) -> type[BaseModel]:
             fields[name] = (Any, ... if option.required else option.default)
     return create_model(
         f"{cls.__name__}Options",
-        __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True, strict=False, protected_namespaces=()),
+        __config__=ConfigDict(
+            extra="forbid",
+            arbitrary_types_allowed=True,
+            strict=False,
+            protected_namespaces=(),
+            allow_inf_nan=False,
+        ),
         **fields,
     )
 
@@ -441,6 +448,9 @@ def _check_options(
             else:
                 kind = next(kind for kind, base in KINDS.items() if base is option.annotation)
                 nested = check(kind, item, item_path, registry, where, problems)
+                outside = "" if nested is None else _out_of_range(nested, option)
+                if outside:
+                    problems.append(Problem(where=where(item_path), found=outside, fix=f"must be {option.range_text}"))
                 if nested is not None:
                     references.extend(nested.references)
                     checked.append(nested)
@@ -451,6 +461,25 @@ def _check_options(
         elif checked:
             values[name] = checked[0]
     return values, tuple(references)
+
+
+def _out_of_range(spec: Spec, option: Option) -> str:
+    """Which values a schedule comes to, where the option does not take them; else an empty string."""
+    if not option.range_text or spec.kind != "schedule":
+        return ""
+    try:
+        bounds = spec.build().bounds
+    except ConfigError:
+        return ""  # reported where the component is built
+    if bounds is None:
+        return ""
+    holds = {"Gt": operator.gt, "Ge": operator.ge, "Lt": operator.lt, "Le": operator.le}
+    named = [(type(meta).__name__, meta) for meta in _metadata(option.field)]
+    limits = [(holds[name], getattr(meta, name.lower())) for name, meta in named if name in holds]
+    low, high = bounds
+    if all(fits(value, limit) for fits, limit in limits for value in bounds):
+        return ""
+    return f"the value {low:g}" if low == high else f"values from {low:g} to {high:g}"
 
 
 def _expand(value: Any, at: Path, where: Where, problems: list[Problem]) -> Any:

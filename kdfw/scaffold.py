@@ -195,7 +195,7 @@ class $cls(DistillationLoss):
     def __init__(
         self,
         *,
-        temperature: Annotated[Schedule | float, Field(description="divides teacher and student scores; > 0")] = 1.0,
+        temperature: Annotated[Schedule | float, Field(gt=0, description="divides teacher and student scores")] = 1.0,
         power: Annotated[float, Field(ge=1, description="exponent of the distance")] = 2.0,
     ) -> None:
         super().__init__(temperature=temperature)

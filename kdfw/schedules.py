@@ -40,6 +40,10 @@ def share_done(clock: Clock, begin: float, until: float | None, unit: Unit) -> f
     return 1.0 if at >= last else (at - begin) / (last - begin)
 
 
+def _between(*values: float) -> tuple[float, float]:
+    return float(min(values)), float(max(values))
+
+
 def _check_way(name: str, begin: float, until: float | None, unit: Unit) -> None:
     if until is not None and not begin < until:
         raise ConfigError(f"schedule {name}: begin {begin} must be less than until {until}")
@@ -67,6 +71,10 @@ class Linear(Schedule):
         self.start, self.end, self.begin, self.until, self.unit = start, end, begin, until, unit
         self.power = power
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return _between(self.start, self.end)
+
     def __call__(self, clock: Clock) -> float:
         done = float(share_done(clock, self.begin, self.until, self.unit) ** self.power)
         return self.start * (1.0 - done) + self.end * done
@@ -80,6 +88,10 @@ class Cosine(Schedule):
     ) -> None:
         _check_way("cosine", begin, until, unit)
         self.start, self.end, self.begin, self.until, self.unit = start, end, begin, until, unit
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return _between(self.start, self.end)
 
     def __call__(self, clock: Clock) -> float:
         done = (1.0 - math.cos(math.pi * share_done(clock, self.begin, self.until, self.unit))) / 2.0
@@ -100,6 +112,10 @@ class Exponential(Schedule):
     ) -> None:
         _check_way("exponential", begin, until, unit)
         self.start, self.end, self.begin, self.until, self.unit = start, end, begin, until, unit
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return _between(self.start, self.end)
 
     def __call__(self, clock: Clock) -> float:
         done = share_done(clock, self.begin, self.until, self.unit)
@@ -132,6 +148,10 @@ class Piecewise(Schedule):
         _check_milestones("piecewise", milestones, unit)
         self.values, self.milestones, self.unit = values, milestones, unit
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return _between(*self.values)
+
     def __call__(self, clock: Clock) -> float:
         return float(self.values[bisect.bisect_right(self.milestones, position(clock, self.unit))])
 
@@ -149,6 +169,10 @@ class Steps(Schedule):
     ) -> None:
         _check_milestones("steps", milestones, unit)
         self.start, self.milestones, self.gamma, self.unit = start, milestones, gamma, unit
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return _between(self.start, self.start * self.gamma ** len(self.milestones))
 
     def __call__(self, clock: Clock) -> float:
         passed = bisect.bisect_right(self.milestones, position(clock, self.unit))
@@ -175,6 +199,10 @@ class Cycle(Schedule):
         if duty > period:
             raise ConfigError(f"schedule cycle: duty {duty} is longer than the period {period}")
         self.period, self.duty, self.on, self.off, self.offset, self.unit = period, duty, on, off, offset, unit
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return _between(self.on, self.off)
 
     def __call__(self, clock: Clock) -> float:
         return self.on if (position(clock, self.unit) - self.offset) % self.period < self.duty else self.off
@@ -226,6 +254,11 @@ class Warmup(Schedule):
     ) -> None:
         _check_warmup("warmup", warmup, unit)
         self.peak, self.warmup, self.then, self.floor, self.unit = peak, warmup, then, floor, unit
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        lowest = 0.0 if self.warmup else 1.0 if self.then == "constant" else self.floor
+        return _between(lowest * self.peak, self.peak)
 
     def __call__(self, clock: Clock) -> float:
         rise = warmup_steps(clock, self.warmup, self.unit)

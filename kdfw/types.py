@@ -197,6 +197,8 @@ class Needs:
     teachers: tuple[int, int | None] = (0, None)
     """Least and greatest number of teachers; None is no upper bound."""
     tasks: frozenset[str] = frozenset(TASKS)
+    alternatives: int = 1
+    """Least number of an item's candidates that the loss can tell apart: with fewer it is constant."""
     whole_batch: bool = False
     """True when the value depends on other items of the step (in-batch negatives, batch statistics); such a
     loss cannot be used where a task computes its signals share by share (translation)."""
@@ -211,6 +213,7 @@ class Needs:
             labels=self.labels or other.labels,
             teachers=(lower, min(uppers) if uppers else None),
             tasks=self.tasks & other.tasks,
+            alternatives=max(self.alternatives, other.alternatives),
             whole_batch=self.whole_batch or other.whole_batch,
         )
 

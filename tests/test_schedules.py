@@ -192,3 +192,23 @@ def test_every_schedule_is_built_and_pure() -> None:
         assert schedule.at(clock(3)) == schedule(clock(3))
         if not isinstance(schedule, Constant) and name not in ("warmup", "warmup-constant"):
             assert len(set(forwards)) > 1
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Constant(value=-2.0),
+        schedules.Linear(start=4.0, end=-1.0, until=0.5, power=2),
+        schedules.Cosine(start=0.0, end=3.0, until=0.5),
+        schedules.Exponential(start=8.0, end=0.5, until=0.5),
+        schedules.Piecewise(values=[5, 3, 7], milestones=[2, 4]),
+        schedules.Steps(start=-2.0, milestones=[2, 4], gamma=0.5),
+        schedules.Cycle(period=20, duty=6, on=-1.0, off=2.0),
+        schedules.Warmup(peak=2.0, warmup=0.1, then="linear", floor=0.5),
+        schedules.WarmupConstant(peak=2.0),
+    ],
+    ids=lambda schedule: type(schedule).__name__,
+)
+def test_a_schedule_reaches_its_bounds_and_does_not_leave_them(schedule: Any) -> None:
+    values = [schedule(clock(step)) for step in range(100)]
+    assert schedule.bounds == pytest.approx((min(values), max(values)))

@@ -55,6 +55,9 @@ class IngestedDataset(Dataset):
         """The data of an ingested folder."""
         raise NotImplementedError
 
+    def triples(self) -> Sequence[str]:
+        return ()
+
     def extra_fingerprint(self) -> Any:
         """What the result depends on beside files and options, as a plain value."""
         return None

@@ -310,6 +310,9 @@ class MsMarco(IngestedDataset):
     def splits(self) -> Sequence[str]:
         return split_names(list(self._query_files()), self._dev_share)
 
+    def triples(self) -> Sequence[str]:
+        return list(self._triples)
+
     def counted(self) -> Sizes:
         """A passage, a query, a triple is a line."""
         files = self.files()

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdfw.context import Workers
 from kdfw.engine.artifacts import ArtifactStore
@@ -16,14 +16,12 @@ from kdfw.engine.launch import start_processes, stopping_together
 from kdfw.engine.run import RunResult, default_cache, default_out, run_plan
 from kdfw.engine.runtime import Context, Runtime
 from kdfw.errors import ConfigError, Problem, one_of
+from kdfw.memory import watch_memory
 from kdfw.models.checkpoint import go_offline
 from kdfw.plugins import registry
 from kdfw.recipe.plan import Plan, make_plan
 from kdfw.recipe.recipe import Recipe, read
 from kdfw.recipe.view import Kept
-
-if TYPE_CHECKING:
-    import torch
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -51,8 +49,8 @@ def run(
     recipe: str | Path,
     settings: Sequence[str] = (),
     *,
-    out: Path | None = None,
-    cache: Path | None = None,
+    out: str | Path | None = None,
+    cache: str | Path | None = None,
     fresh: bool = False,
     offline: bool = False,
     trust_remote_code: bool = False,
@@ -72,8 +70,8 @@ def run(
         planned = plan(recipe, settings)
         result = run_plan(
             planned,
-            out or default_out(planned.recipe),
-            cache=cache,
+            Path(out) if out else default_out(planned.recipe),
+            cache=Path(cache) if cache else None,
             workers=workers,
             fresh=fresh,
             offline=offline,
@@ -167,8 +165,8 @@ def check(
     recipe: str | Path,
     settings: Sequence[str] = (),
     *,
-    out: Path | None = None,
-    cache: Path | None = None,
+    out: str | Path | None = None,
+    cache: str | Path | None = None,
     offline: bool = False,
 ) -> list[dict[str, Any]]:
     """Check a recipe, then put one batch through every stage without training.
@@ -181,7 +179,7 @@ def check(
     if offline:
         go_offline()
     planned = plan(recipe, settings)
-    folder = cache or default_cache(out or default_out(planned.recipe))
+    folder = Path(cache) if cache else default_cache(Path(out) if out else default_out(planned.recipe))
     store = ArtifactStore(folder, fallback=folder)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     runtime = Runtime(
@@ -204,29 +202,19 @@ def check(
             folder = Path(scratch) / stage.folder
             folder.mkdir()
             context = Context(runtime, stage, folder)
+            measured = watch_memory(device)
             try:
                 seen = _plain(stage.stage.preflight(context))
             finally:
                 context.release()
             runtime.artifacts[stage.name] = folder
-            memory = {"memory_mb": _peak_memory(device)}
-            reports.append({"name": stage.name, "type": stage.kind, "state": "ready", **seen, **memory})
+            reports.append({"name": stage.name, "type": stage.kind, "state": "ready", **seen, **measured()})
     return reports
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(json.dumps(dict(values), default=str))
     return result
-
-
-def _peak_memory(device: torch.device) -> int:
-    import torch
-
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device) / 2**20)
-    import resource
-
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def check_text(

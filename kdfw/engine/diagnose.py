@@ -25,8 +25,8 @@ def diagnose(
     settings: Sequence[str] = (),
     *,
     stage: str | None = None,
-    out: Path | None = None,
-    cache: Path | None = None,
+    out: str | Path | None = None,
+    cache: str | Path | None = None,
     offline: bool = False,
 ) -> dict[str, Any]:
     """Diagnose the teachers of a run folder, or of a recipe.
@@ -45,13 +45,13 @@ def diagnose(
     """
     if offline:
         go_offline()
-    folder = Path(source)
+    folder, cache = Path(source), Path(cache) if cache else None
     if folder.is_dir():
         if settings:
             raise ConfigError(Problem(where=settings[0], found="a setting for a run", fix="give its recipe instead"))
         return _of_run(folder, stage, cache, offline)
     planned = plan(find_recipe(source), settings)
-    return _of_recipe(planned, stage, out or default_out(planned.recipe), cache, offline)
+    return _of_recipe(planned, stage, Path(out) if out else default_out(planned.recipe), cache, offline)
 
 
 def _of_run(folder: Path, stage: str | None, cache: Path | None, offline: bool) -> dict[str, Any]:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 import torch
 from torch import nn
 
 from kdfw.engine.settings import OptimizerSettings
+from kdfw.errors import ConfigError
 from kdfw.types import Clock
 
 
 def rate_factor(settings: OptimizerSettings, clock: Clock) -> float:
     """What the peak rate is multiplied by in this step: in [0, 1].
 
-    Linear warm-up reaches 1 after `warmup` updates (a share of the steps is rounded up, as in transformers); `linear`
-    then falls to 0 at the last step, `cosine` along half a cosine, `rsqrt` as sqrt(warmup / step), `milestones` by
-    `gamma` at each given epoch.
+    Linear warm-up reaches 1 after `warmup` updates; `linear` then falls to 0 at the last step, `cosine` along half a
+    cosine, `rsqrt` as sqrt(warmup / step), `milestones` by `gamma` at each given epoch.
     """
-    share = settings.warmup
-    warmup = math.ceil(share * clock.total_steps) if share < 1 else round(share)
+    warmup = settings.warmup_steps(clock.total_steps)
     if clock.step < warmup:
         return clock.step / warmup if settings.decay != "rsqrt" else (clock.step + 1) / warmup
     done = (clock.step - warmup) / max(1, clock.total_steps - warmup)
@@ -57,10 +57,22 @@ def make_optimizer(
         for (factor, decay), parameters in sorted(buckets.items(), key=lambda item: item[0])
     ]
     if not groups:
-        raise ValueError("nothing to train: every parameter is frozen")
+        raise ConfigError(f"nothing to train: `freeze: {list(settings.freeze)}` leaves no parameter out")
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+
+
+def check_patterns(settings: OptimizerSettings, names: Sequence[str]) -> None:
+    """Raises ConfigError for a `freeze` or `groups` that none of the parameters it is for is meant by."""
+    for key, patterns in (("freeze", settings.freeze), ("groups", settings.groups)):
+        for pattern in patterns:
+            if not any(pattern in name for name in names):
+                near = get_close_matches(pattern, names, n=2, cutoff=0.0)
+                shown = list(dict.fromkeys([*near, names[0], names[-1]]))
+                raise ConfigError(
+                    f"train.{key}: no parameter's name contains {pattern!r}; names are like {', '.join(shown)}"
+                )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, clock: Clock) -> float:

@@ -14,10 +14,15 @@ if TYPE_CHECKING:
     import torch
 
 
+Pattern = Annotated[str, Field(min_length=1)]
+OWN_SETTINGS = {"adamw": {"betas", "eps"}, "sgd": {"momentum", "nesterov"}}
+"""Settings that only one update rule has."""
+
+
 class OptimizerSettings(BaseModel):
     """How the weights of one model move."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     lr: float = Field(default=2e-5, ge=0, description="peak learning rate")
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="update rule")
@@ -39,11 +44,37 @@ class OptimizerSettings(BaseModel):
         default=(), description="epochs (0-based) at which the rate is multiplied by `gamma`, for decay: milestones"
     )
     gamma: float = Field(default=0.1, gt=0, le=1, description="factor at each milestone")
-    groups: dict[str, float] = Field(
+    groups: dict[Pattern, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="factor on the rate of parameters whose name contains the key"
     )
-    freeze: tuple[str, ...] = Field(default=(), description="parameters whose name contains one of these do not train")
+    freeze: tuple[Pattern, ...] = Field(
+        default=(), description="parameters whose name contains one of these do not train"
+    )
     clip: float | None = Field(default=1.0, gt=0, description="greatest norm of the gradient; null: no clipping")
+
+    @model_validator(mode="after")
+    def _have_an_effect(self) -> OptimizerSettings:
+        if (self.decay == "milestones") != bool(self.milestones):
+            raise ValueError("`decay: milestones` and a list of `milestones` go together")
+        if self.decay != "milestones" and "gamma" in self.model_fields_set:
+            raise ValueError("`gamma` is for `decay: milestones`")
+        other = {"adamw": "sgd", "sgd": "adamw"}[self.optimizer]
+        idle = sorted(self.model_fields_set & OWN_SETTINGS[other])
+        if idle:
+            raise ValueError(f"`{'`, `'.join(idle)}` {'is' if len(idle) == 1 else 'are'} for `optimizer: {other}`")
+        return self
+
+    def check_warmup(self, total_steps: int) -> None:
+        """Raises ValueError for a warm-up that the training does not get to the end of."""
+        if self.warmup_steps(total_steps) > total_steps:
+            raise ValueError(
+                f"a `warmup` of {self.warmup:g} steps is longer than the training, which has {total_steps}; "
+                "a number below 1 is a share of it"
+            )
+
+    def warmup_steps(self, total_steps: int) -> int:
+        """Steps of the warm-up; a share of the steps is rounded up, as in transformers."""
+        return math.ceil(self.warmup * total_steps) if self.warmup < 1 else round(self.warmup)
 
 
 class TrainSettings(OptimizerSettings):
@@ -95,6 +126,9 @@ class TrainSettings(OptimizerSettings):
             raise ValueError("give `epochs` or `steps`, not both")
         if self.batch_size % self.accumulate:
             raise ValueError("`accumulate` must divide `batch_size`")
+        if self.steps is not None:
+            for settings in (self, *self.models.values()):
+                settings.check_warmup(self.steps)
         return self
 
     def optimizer_of(self, model: str) -> OptimizerSettings:

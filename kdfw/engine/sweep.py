@@ -37,8 +37,8 @@ def sweep(
     seeds: int | Sequence[int] | None = None,
     settings: Sequence[str] = (),
     *,
-    out: Path | None = None,
-    cache: Path | None = None,
+    out: str | Path | None = None,
+    cache: str | Path | None = None,
     baseline: str | None = None,
     measures: Sequence[str] | None = None,
     processes: int = 1,
@@ -62,7 +62,7 @@ def sweep(
         fix = "start it once, without a launcher; --processes N is for each of its runs"
         raise ConfigError(Problem(where="sweep", found="one of several processes", fix=fix))
     path = find_recipe(recipe)
-    out, cells = cells_of(path, settings, axes_of(grid), seeds, out)
+    out, cells = cells_of(path, settings, axes_of(grid), seeds, Path(out) if out else None)
     _check_baseline(cells, baseline)
     flags = ["--processes", str(processes), "--cache", str(cache or default_cache(out))]
     flags += ["--offline"] * offline + ["--trust-remote-code"] * trust_remote_code
@@ -84,16 +84,16 @@ def plan_text(
     seeds: int | Sequence[int] | None = None,
     settings: Sequence[str] = (),
     *,
-    out: Path | None = None,
-    cache: Path | None = None,
+    out: str | Path | None = None,
+    cache: str | Path | None = None,
     as_json: bool = False,
 ) -> str:
     """The cells of a sweep and what each has to do, as a table or as JSON; nothing is run.
 
     A stage that an earlier cell makes is not to be done again: `shared`.
     """
-    out, cells = cells_of(find_recipe(recipe), settings, axes_of(grid), seeds, out)
-    folder = cache or default_cache(out)
+    out, cells = cells_of(find_recipe(recipe), settings, axes_of(grid), seeds, Path(out) if out else None)
+    folder = Path(cache) if cache else default_cache(out)
     store = ArtifactStore(folder, fallback=folder) if folder.exists() else None
     made: set[str] = set()
     rows: list[dict[str, Any]] = []

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 Every = Annotated[int, Field(ge=1)] | Literal["epoch"]
 STUDENT = "student"
 """Name of a stage's main model among those it trains."""
+WITHOUT_DEV = {"dev_measure": None, "dev_candidates": None, "dev_pool": 5000, "dev_every": "epoch", "patience": None}
+"""Options that say how the dev split is used, as they are where there is none."""
+LOGGED = frozenset({"step", "epoch", "loss", "lr", "gradient_norm", "dev"})
+"""What lines of `metrics.jsonl` hold beside the losses by name."""
 DEFAULT_SETTINGS = TrainSettings()
 DEFAULT_SAMPLER = {"pairs": "pairs", "classification": "labelled", "translation": "parallel"}
 
@@ -134,8 +138,10 @@ class Train(Stage):
             yield plan.problem("split", found=f"no split {self.split!r}", fix=one_of(self.split, plan.splits))
         if self.dev == self.split:
             yield plan.problem("dev", found="the training split", fix="choose by data the model does not train on")
-        if self.patience is not None and self.dev is None:
-            yield plan.problem("patience", found="no `dev` split", fix="early stopping needs one")
+        if self.dev is None:
+            for option, default in WITHOUT_DEV.items():
+                if getattr(self, option) != default:
+                    yield plan.problem(option, found="no `dev` split", fix="name one, or leave this out")
         if plan.task == "ranking" and self.sampler is None:
             yield plan.problem(found="no `sampler`", fix="say what training sees, e.g. {type: mined, of: [STAGE]}")
         if self.sampler is not None and plan.task not in self.sampler.tasks:
@@ -158,6 +164,15 @@ class Train(Stage):
         for name in self.producers:
             if name not in trained:
                 yield plan.problem("producers", found=f"no trained model {name!r}", fix=one_of(name, trained))
+        if set(self.producers) == set(trained):
+            fix = "name the model that is to learn from what they make"
+            yield plan.problem("producers", found="no model but those that make inputs", fix=fix)
+        learning = {loss.settings.model or STUDENT for loss in self.losses} | set(self.producers)
+        for name, reference in self.also_train.items():
+            if name not in learning and reference not in self.teachers:
+                fix = f"give a loss `model: {name}`, or leave it out"
+                yield plan.problem("also_train", name, found=f"a model {name!r} that no loss trains", fix=fix)
+        yield from self._check_names(plan)
         for name in self.settings_.models:
             if name not in trained:
                 yield plan.problem(
@@ -169,6 +184,15 @@ class Train(Stage):
         if self.dev is not None:
             measure = ("dev_measure", self.dev_measure)
             yield from check_dev(plan, "dev", self.dev, measure, self.dev_candidates, self.student)
+
+    def _check_names(self, plan: PlanView) -> Iterator[Problem]:
+        names = self.loss_names
+        for number, name in enumerate(names):
+            if name in LOGGED:
+                yield plan.problem("losses", number, "name", found=f"the name {name!r}", fix="the log has it already")
+            elif name in names[:number]:
+                fix = "the log needs a name for each"
+                yield plan.problem("losses", number, "name", found=f"a second loss named {name!r}", fix=fix)
 
     def _check_loss(self, plan: PlanView, number: int, loss: Loss) -> Iterator[Problem]:
         trained = self.trained_models()
@@ -186,6 +210,12 @@ class Train(Stage):
         if plan.task not in needs.tasks:
             fix = f"it serves: {', '.join(sorted(needs.tasks))}"
             yield plan.problem("losses", number, found=f"a loss that does not serve the task {plan.task}", fix=fix)
+        known = self.sampler is not None or plan.task in DEFAULT_SAMPLER
+        candidates = self._counts(plan)[0] if known and self.sampler_of(plan.task).num_candidates else 0
+        if 0 < candidates < needs.alternatives and plan.task in needs.tasks:
+            found = f"a loss over an item's candidates, of which the sampler draws {candidates}: it would not change"
+            fix = "draw negatives, or compare the passages of a step (`signal: batch_logits`, `in_batch: true`)"
+            yield plan.problem("losses", number, found=found, fix=fix)
         if isinstance(model, Model):
             missing = sorted(needs.student - model.provides)
             if missing:

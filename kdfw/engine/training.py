@@ -26,12 +26,12 @@ from kdfw.data.sets import scored_texts
 from kdfw.engine import checkpoint
 from kdfw.engine.dev import DevEvaluation
 from kdfw.engine.feed import Feed
-from kdfw.engine.optim import make_optimizer, set_rate
+from kdfw.engine.optim import check_patterns, make_optimizer, set_rate
 from kdfw.engine.probe import FILE as PROBE
 from kdfw.engine.probe import load_probe, probe_before, save_probe, student_scores, why_not
 from kdfw.engine.settings import activations_to_keep
 from kdfw.engine.train_stage import STUDENT, Train
-from kdfw.errors import TrainingError
+from kdfw.errors import ConfigError, TrainingError
 from kdfw.files import write_json
 from kdfw.memory import Upkeep
 from kdfw.models.encoders import take_encoder
@@ -115,6 +115,7 @@ class Trainer:
         self.needs = [loss.needs for loss in stage.losses]
         self.student_needs, self.teacher_needs = self._needed()
         self.feed = self._feed()
+        self._check_settings()
         self.optimizers = {
             name: make_optimizer(self.settings.optimizer_of(name), model, self._loss_parameters(name), self.device)
             for name, model in self.models.items()
@@ -128,6 +129,20 @@ class Trainer:
         self._broken: list[str] = []
         """Of this step: models asked as teachers whose scores are not finite, and for which items."""
         self._stop = False
+
+    def _check_settings(self) -> None:
+        """Raises ConfigError for settings that have no effect on the models and the length that this stage has."""
+        chosen = {name: self.settings.optimizer_of(name) for name in self.models}
+        for settings in chosen.values():
+            try:
+                settings.check_warmup(self.feed.total_steps)
+            except ValueError as error:
+                raise ConfigError(f"train: {error}") from error
+            # settings may be those of several models, of which one has the parameter
+            models = [name for name, its in chosen.items() if its is settings]
+            found = [name for model in models for name, _ in self.models[model].named_parameters()]
+            found += [name for model in models for name, _ in self._loss_parameters(model)]
+            check_patterns(settings, found)
 
     def _dev(self) -> DevEvaluation:
         stage = self.stage
@@ -661,7 +676,8 @@ class Trainer:
             "loss": json.loads(json.dumps(values)),
             "left out": dict(self.feed.sampler.skipped),
         }
-        warnings = []
+        lost = [name for name, value in values.items() if not math.isfinite(value)]
+        warnings = [f"not finite: {', '.join(lost)}; training would stop at its first step"] if lost else []
         for number, slot in enumerate(self.slots):
             if slot.kind != "trained" and not model.local_signals:
                 named = _doubts(self._teacher_signals(number, batch, {}), batch).values()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kdfw.errors import Problem
 
 Positives = Literal["each", "first", "sum"]
-DivisorOption = Annotated[Schedule | float, Field(description="divides the scores; > 0 (0.01 to 0.05 for cosines)")]
+DivisorOption = Annotated[Schedule | float, Field(gt=0, description="divides the scores (0.01 to 0.05 for cosines)")]
 PositivesOption = Annotated[
     Positives,
     Field(description="several positives: mean of one loss for each, the first alone, or their joint probability"),
@@ -123,6 +123,7 @@ class InfoNCE(Loss):
             labels=True,
             # of a text's own list of one, a view of itself, the loss would always be 0
             tasks=frozenset({"ranking", "pairs"} if self.in_batch else {"ranking"}),
+            alternatives=1 if self.in_batch else 2,
             whole_batch=self.in_batch,
         )
 
@@ -205,7 +206,9 @@ class LocalizedContrastive(Loss):
 
     @property
     def needs(self) -> Needs:
-        return self.temperature.needs | Needs(student=frozenset({"logits"}), labels=True, tasks=frozenset({"ranking"}))
+        return self.temperature.needs | Needs(
+            student=frozenset({"logits"}), labels=True, tasks=frozenset({"ranking"}), alternatives=2
+        )
 
     def forward(self, student: Signals, teachers: Sequence[Signals], batch: Batch, clock: Clock) -> LossTerms:
         scores = wide(student["logits"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 
 from kdfw.components import Loss, Schedule, as_schedule
@@ -34,7 +36,12 @@ class Flops(Loss):
 
     paper = "arXiv:2004.05665"
 
-    def __init__(self, *, query_weight: Schedule | float = 1.0, passage_weight: Schedule | float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        query_weight: Annotated[Schedule | float, Field(ge=0)] = 1.0,
+        passage_weight: Annotated[Schedule | float, Field(ge=0)] = 1.0,
+    ) -> None:
         super().__init__()
         self.query_weight = as_schedule(query_weight)
         self.passage_weight = as_schedule(passage_weight)

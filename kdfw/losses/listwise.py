@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 from kdfw.components import DistillationLoss
 from kdfw.losses.margin_mse import differences
 from kdfw.losses.masking import compared, divide, masked_log_softmax
-from kdfw.losses.options import Cutoff, Signal, StudentTemperature, TargetOption, Teachers, Temperature
+from kdfw.losses.options import Cutoff, OwnTemperature, Signal, StudentTemperature, TargetOption, Teachers, Temperature
 from kdfw.losses.pairwise import ordered_pairs
 from kdfw.losses.targets import labels_as_teacher, target_needs
 from kdfw.types import Batch, Clock, LossTerms, Needs, Signals
@@ -162,6 +162,7 @@ class LambdaLoss(DistillationLoss):
     def __init__(
         self,
         *,
+        temperature: OwnTemperature = 1.0,
         student_temperature: StudentTemperature = None,
         weighting: Teachers = None,
         signal: Signal = "logits",
@@ -171,7 +172,9 @@ class LambdaLoss(DistillationLoss):
         mu: Annotated[float, Field(ge=0, description="share of ndcg-loss2 in ndcg-loss2++")] = 10.0,
         cutoff: Cutoff = None,
     ) -> None:
-        super().__init__(student_temperature=student_temperature, weighting=weighting, signal=signal)
+        super().__init__(
+            temperature=temperature, student_temperature=student_temperature, weighting=weighting, signal=signal
+        )
         self.target = target
         self.scheme = scheme
         self.mu = mu

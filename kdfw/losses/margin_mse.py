@@ -86,7 +86,8 @@ class MarginMSE(DistillationLoss):
     def needs(self) -> Needs:
         # a sentence pair has one score and so no margin; the pairs of a vocabulary are too many
         tasks = frozenset({"ranking", "classification"})
-        return super().needs | Needs(labels=self.pairs == "positive", tasks=tasks)
+        alternatives = 2 if self.signal == "logits" else 1
+        return super().needs | Needs(labels=self.pairs == "positive", tasks=tasks, alternatives=alternatives)
 
     def per_item(
         self,

@@ -8,9 +8,12 @@ from pydantic import Field
 
 from kdfw.components import Schedule, Weighting
 
-Temperature = Annotated[Schedule | float, Field(description="divides teacher and student scores; > 0")]
+Temperature = Annotated[Schedule | float, Field(gt=0, description="divides teacher and student scores")]
+OwnTemperature = Annotated[
+    Schedule | float, Field(gt=0, description="divides the student's scores; the order of the target has none")
+]
 StudentTemperature = Annotated[
-    Schedule | None, Field(description="divides the student's scores instead of `temperature`")
+    Schedule | None, Field(gt=0, description="divides the student's scores instead of `temperature`")
 ]
 Teachers = Annotated[Weighting | None, Field(description="weights of teachers and items; default: equal")]
 Signal = Annotated[str, Field(description="the signal of both sides that is compared")]

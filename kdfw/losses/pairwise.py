@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 from kdfw.components import DistillationLoss
 from kdfw.losses.margin_mse import all_pairs, differences, pair_mean, positive_pairs
 from kdfw.losses.masking import compared, divide, signal_positives
-from kdfw.losses.options import Signal, StudentTemperature, TargetOption, Teachers, Temperature
+from kdfw.losses.options import OwnTemperature, Signal, StudentTemperature, TargetOption, Teachers, Temperature
 from kdfw.losses.targets import labels_as_teacher, target_needs
 from kdfw.types import Batch, Clock, LossTerms, Needs, Signals
 
@@ -114,6 +114,8 @@ class PairwiseHinge(DistillationLoss):
 
     `mean: item` averages an item's pairs, then the items. `mean: pairs` averages over all pairs of the step at once,
     as published for LED: items with more pairs then weigh more, and a `weighting` multiplies those shares.
+
+    `margin` is in units of the student's scores over their temperature, `min_gap` in those of the target.
     """
 
     paper = "arXiv:2208.13661"
@@ -122,6 +124,8 @@ class PairwiseHinge(DistillationLoss):
     def __init__(
         self,
         *,
+        temperature: OwnTemperature = 1.0,
+        student_temperature: StudentTemperature = None,
         weighting: Teachers = None,
         signal: Signal = "logits",
         target: TargetOption = "teacher",
@@ -135,7 +139,9 @@ class PairwiseHinge(DistillationLoss):
         ] = True,
         mean: Annotated[Literal["item", "pairs"], Field(description="what a mean is taken over first")] = "item",
     ) -> None:
-        super().__init__(weighting=weighting, signal=signal)
+        super().__init__(
+            temperature=temperature, student_temperature=student_temperature, weighting=weighting, signal=signal
+        )
         self.target = target
         self.pairs = pairs
         self.margin = margin
@@ -166,7 +172,7 @@ class PairwiseHinge(DistillationLoss):
             if not self.with_positives:
                 mask = mask & ~signal_positives(student, batch, self.signal)
             chosen = ordered_pairs(theirs, mask, self.min_gap)
-        values = pairwise_hinge(ours, self.margin)
+        values = pairwise_hinge(divide(ours, student_temperature), self.margin)
         if self.mean == "item":
             return pair_mean(values, chosen)
         sums = values.masked_fill(~chosen, 0.0).sum((-2, -1))

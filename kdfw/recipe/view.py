@@ -70,6 +70,11 @@ class PlanView:
         except KdfwError:
             return ()
 
+    @property
+    def triples(self) -> Sequence[str] | None:
+        """Splits of the stage's data set that come with triples; None when it does not tell."""
+        return self._planner.datasets[self.data_name].triples()
+
     def target(self, name: str) -> Target:
         """What a reference of this stage points to."""
         return self._targets[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,7 @@ from kdfw.retrieval.store import Opened
 if TYPE_CHECKING:
     from kdfw.context import StageContext
     from kdfw.data.sets import RankingData
+    from kdfw.errors import Problem
     from kdfw.types import TextSource
 
 BLOCK_TRIPLES = 4_000_000
@@ -80,6 +81,14 @@ class Triples(Retriever):
         self.split = split
         self.per_query = per_query
         self._sampled = Opened[Ranking]()
+
+    def check(self, plan: Any) -> Iterator[Problem]:
+        """That the data set, where it tells, has triples of the split."""
+        known = plan.triples
+        if known is not None and self.split not in known:
+            fix = "name a file of triples in the data set's options"
+            have = f" (splits with triples: {', '.join(sorted(known)) or 'none'})"
+            yield plan.problem("split", found=f"no triples for the split {self.split!r}{have}", fix=fix)
 
     def search(self, data: RankingData, queries: TextSource, depth: int, context: StageContext) -> Ranking:
         """At most `depth` or `per_query` negatives a query; an empty list for a query without triples."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,12 +16,21 @@ from kdfw.types import Clock, Example
 if TYPE_CHECKING:
     from kdfw.context import StageContext
     from kdfw.data.sets import Data
+    from kdfw.errors import Problem
 
 
 class Triples(Sampler):
     """The triples of the data set, one example each: the first passage is the positive, whatever the judgements say."""
 
     num_candidates = 2
+
+    def check(self, plan: Any) -> Iterator[Problem]:
+        """That the data set, where it tells, has triples of the split that is trained on."""
+        split, known = plan.stage.split, plan.triples
+        if known is not None and split not in known:
+            fix = "name a file of triples in the data set's options, or use the sampler `mined`"
+            have = f" (splits with triples: {', '.join(sorted(known)) or 'none'})"
+            yield plan.problem(found=f"no triples for the split {split!r}{have}", fix=fix)
 
     def bind(self, data: Data, split: str, context: StageContext) -> None:
         self.data = ranking_data(data, split, "triples")

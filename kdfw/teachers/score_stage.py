@@ -286,19 +286,18 @@ class Score(Stage):
         if scorer.store is not None:
             scorer.store.writable = False  # a check writes nothing
         numbers = [number for block in work.blocks(PREFLIGHT_QUERIES)[:1] for number in block]
-        listed = numbers if work.shares_passages else range(len(work.query_ids))  # later stages draw any of the pairs
         cheap = isinstance(scorer.teacher, Model)  # an endpoint costs money: two queries are enough to see it answer
         tried, depth = (numbers, PREFLIGHT_DEPTH) if cheap else (numbers[:2], 4)
         lists = list(work.score(tried, scorer, depth=depth))
         scores = [found for _, _, found in lists]
         known = {number: dict(zip(rows.tolist(), found.tolist(), strict=True)) for number, rows, found in lists}
         stand_ins = []
-        for number in listed:
+        for number, query in enumerate(work.query_ids):  # later stages draw from any of the lists
             rows, _ = work.list_of(number)
             values = np.linspace(1.0, 0.0, len(rows), dtype=np.float32)  # for what was not tried
-            for place, row in enumerate(rows.tolist()):
-                values[place] = known.get(number, {}).get(row, values[place])
-            stand_ins.append((work.query_ids[number], rows, values))
+            for place, row in enumerate(rows.tolist() if number in known else ()):
+                values[place] = known[number].get(row, values[place])
+            stand_ins.append((query, rows, values))
         activate = sigmoid if self.activation == "sigmoid" else np.asarray
         Ranking.from_lists((query, rows, activate(values)) for query, rows, values in stand_ins).save(context.folder)
         report: dict[str, Any] = {

@@ -83,9 +83,9 @@ class DarkDistillation(DistillationLoss):
     def __init__(
         self,
         *,
-        temperature: Annotated[Schedule | float, Field(description="divides teacher and student scores; > 0")] = 1.0,
+        temperature: Annotated[Schedule | float, Field(gt=0, description="divides teacher and student scores")] = 1.0,
         student_temperature: Annotated[
-            Schedule | None, Field(description="divides the student's scores instead of `temperature`")
+            Schedule | None, Field(gt=0, description="divides the student's scores instead of `temperature`")
         ] = None,
         weighting: Annotated[
             Weighting | None, Field(description="weights of teachers and items; default: equal")

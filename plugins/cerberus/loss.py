@@ -50,7 +50,7 @@ class HeadDistillation(Loss):
         self,
         *,
         label_weight: Annotated[float, Field(ge=0, le=1)] = 0.1,
-        temperature: Annotated[Schedule | float, Field(description="divides both sides; > 0")] = 3.0,
+        temperature: Annotated[Schedule | float, Field(gt=0, description="divides both sides")] = 3.0,
         reduction: Literal["sum", "mean"] = "sum",
     ) -> None:
         super().__init__()

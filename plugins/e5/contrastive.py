@@ -70,7 +70,7 @@ class FullContrastive(Loss):
     def __init__(
         self,
         *,
-        temperature: Annotated[Schedule | float, Field(description="divides all similarities; > 0")] = 0.01,
+        temperature: Annotated[Schedule | float, Field(gt=0, description="divides all similarities")] = 0.01,
         full: Annotated[bool, Field(description="also tell apart queries from queries and positives")] = True,
         mask_hard_negatives: Annotated[
             bool, Field(description="a query's own candidates other than the positive take no part")

@@ -102,7 +102,7 @@ class RankerKL(DistillationLoss):
     def __init__(
         self,
         *,
-        temperature: Annotated[Schedule | float, Field(description="divides both sides; > 0")] = 3.0,
+        temperature: Annotated[Schedule | float, Field(gt=0, description="divides both sides")] = 3.0,
         weighting: Annotated[
             Weighting | None, Field(description="weights of teachers and items; default: equal")
         ] = None,

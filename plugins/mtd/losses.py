@@ -41,7 +41,7 @@ class MeanTeacherKL(Loss):
     paper = "arXiv:2112.01048, variant in the released code"
 
     def __init__(
-        self, *, temperature: Annotated[Schedule | float, Field(description="divides all logits; > 0")] = 2.4
+        self, *, temperature: Annotated[Schedule | float, Field(gt=0, description="divides all logits")] = 2.4
     ) -> None:
         super().__init__()
         self.temperature = as_schedule(temperature)

@@ -82,7 +82,7 @@ class NKD(DistillationLoss):
         *,
         gamma: Annotated[float, Field(ge=0)] = 1.5,
         temperature: Annotated[
-            Schedule | float, Field(description="divides the non-target logits of both sides; > 0")
+            Schedule | float, Field(gt=0, description="divides the non-target logits of both sides")
         ] = 1.0,
         weighting: Annotated[
             Weighting | None, Field(description="weights of teachers and items; default: equal")

@@ -76,22 +76,21 @@ def test_dev_is_carved_from_train_by_the_id_alone(data_dir: Path, tmp_path: Path
 
 def test_msmarco_files_with_triples_negatives_and_runs(data_dir: Path, tmp_path: Path) -> None:
     folder = data_dir / "msmarco-dl"
-    data = ranking(
-        MsMarco(
-            collection=folder / "collection.tsv.gz",
-            queries={"train": folder / "queries.dl19.tsv", "test": folder / "queries.dl20.tsv"},
-            qrels={"train": folder / "qrels.dl19.trec", "test": folder / "qrels.dl20.trec"},
-            triples={"train": folder / "qidpidtriples.dl19.tsv.gz"},
-            negatives={
-                "train": folder / "teacher" / "hard-negatives.dl19.jsonl.gz",
-                "test": folder / "teacher" / "hard-negatives.dl20.jsonl.gz",
-            },
-            runs={"first-stage": folder / "runs" / "bm25.dl20.trec.gz"},
-        ),
-        tmp_path,
+    dataset = MsMarco(
+        collection=folder / "collection.tsv.gz",
+        queries={"train": folder / "queries.dl19.tsv", "test": folder / "queries.dl20.tsv"},
+        qrels={"train": folder / "qrels.dl19.trec", "test": folder / "qrels.dl20.trec"},
+        triples={"train": folder / "qidpidtriples.dl19.tsv.gz"},
+        negatives={
+            "train": folder / "teacher" / "hard-negatives.dl19.jsonl.gz",
+            "test": folder / "teacher" / "hard-negatives.dl20.jsonl.gz",
+        },
+        runs={"first-stage": folder / "runs" / "bm25.dl20.trec.gz"},
     )
+    data = ranking(dataset, tmp_path)
     assert len(data.corpus) == 24884 and len(data.queries["train"]) == 43
     assert sum(map(len, data.qrels["train"].values())) == 9260  # judgements of absent passages stay
+    assert dataset.triples() == ["train"]
     triples = data.triples["train"]
     assert triples.shape == (10995, 3)
     query, positive, negative = triples[0].tolist()

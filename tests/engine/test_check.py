@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from whole_runs import STAGES
+from whole_runs import STAGES, run
 
 import kdfw
 from kdfw.cli import main
@@ -19,6 +19,7 @@ def test_every_stage_gets_a_batch_without_training(workspace: Path, tmp_path: Pa
     assert by_name["distill"]["loss"]["loss"] > 0
     assert by_name["scores"]["candidates"] > 0 and by_name["scores"]["missing"] == 0
     assert by_name["test"]["distill"]["logits"][0] == by_name["test"]["items"]
+    assert all(report["memory_mb"] > 0 for report in reports)
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "cache" / "artifacts").exists()
 
@@ -34,3 +35,34 @@ def test_warnings_name_the_queries_and_set_the_exit_code(workspace: Path, tmp_pa
     assert code == 2
     shown = capsys.readouterr().out
     assert "all scores equal for 'q0', 'q1'" in shown
+
+
+def test_a_plan_that_is_partly_done_has_scores_for_whatever_is_drawn(workspace: Path, tmp_path: Path):
+    text = (workspace / "recipe.yaml").read_text(encoding="utf-8")
+    mined = tmp_path / "mined.yaml"
+    mined.write_text(text[: text.index("  - {name: scores")], encoding="utf-8")
+    run(mined, tmp_path / "run")
+    reports = kdfw.check(workspace / "recipe.yaml", out=tmp_path / "other", cache=tmp_path / "cache")
+    assert [report["state"] for report in reports] == ["cached"] + ["ready"] * (len(STAGES) - 1)
+    assert not any(report.get("warnings") for report in reports)
+
+
+def test_a_loss_that_is_not_finite_is_a_warning(workspace: Path, tmp_path: Path, capsys):
+    huge = "stages.2.losses.0.temperature=1e-45"  # a divisor, but no score over it is finite
+    code = main(["check", str(workspace / "recipe.yaml"), huge, "--out", str(tmp_path / "run"),
+                 "--cache", str(tmp_path / "cache")])  # fmt: skip
+    assert code == 2
+    assert "warnings: not finite: loss, kl" in capsys.readouterr().out
+
+
+def test_folders_may_be_given_as_texts(workspace: Path, tmp_path: Path):
+    only = str(tmp_path / "mined.yaml")
+    text = (workspace / "recipe.yaml").read_text(encoding="utf-8")
+    Path(only).write_text(text[: text.index("  - {name: scores")], encoding="utf-8")
+    folders = {"out": str(tmp_path / "run"), "cache": str(tmp_path / "cache")}
+    result = kdfw.run(only, **folders)
+    assert result is not None and result.folder == tmp_path / "run"
+    assert [report["state"] for report in kdfw.check(only, **folders)] == ["cached"]
+    swept = kdfw.sweep(only, seeds=1, out=str(tmp_path / "sweep"), cache=str(tmp_path / "cache"))
+    assert swept.folder == tmp_path / "sweep"
+    assert kdfw.diagnose(only, **folders)["stages"] == []

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from kdfw.engine.optim import make_optimizer, rate_factor, set_rate
+from kdfw.engine.optim import check_patterns, make_optimizer, rate_factor, set_rate
 from kdfw.engine.settings import OptimizerSettings, TrainSettings
+from kdfw.errors import ConfigError
 from kdfw.types import Clock
 
 
@@ -54,8 +55,8 @@ def test_groups_factors_decay_and_freezing():
 
 
 def test_everything_frozen_is_refused():
-    with pytest.raises(ValueError, match="nothing to train"):
-        make_optimizer(OptimizerSettings(freeze=("",)), nn.Linear(1, 1), [], torch.device("cpu"))
+    with pytest.raises(ConfigError, match="nothing to train"):
+        make_optimizer(OptimizerSettings(freeze=("weight", "bias")), nn.Linear(1, 1), [], torch.device("cpu"))
 
 
 def test_epochs_and_steps_together_are_refused():
@@ -63,3 +64,33 @@ def test_epochs_and_steps_together_are_refused():
         TrainSettings(epochs=1, steps=2)
     with pytest.raises(ValueError, match="divide"):
         TrainSettings(batch_size=10, accumulate=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"decay": "milestones"}, "go together"),
+        ({"milestones": (2,)}, "go together"),
+        ({"gamma": 0.5}, "`gamma` is for"),
+        ({"momentum": 0.9, "nesterov": True}, "`momentum`, `nesterov` are for `optimizer: sgd`"),
+        ({"optimizer": "sgd", "eps": 1e-6}, "`eps` is for `optimizer: adamw`"),
+        ({"freeze": ("",)}, "at least 1 character"),
+        ({"groups": {"": 2.0}}, "at least 1 character"),
+        ({"groups": {"head": -1.0}}, "greater than or equal to 0"),
+        ({"lr": float("nan")}, "finite"),
+        ({"steps": 10, "warmup": 11}, "longer than the training, which has 10"),
+        ({"steps": 10, "models": {"ranker": {"warmup": 20}}}, "longer than the training"),
+    ],
+)
+def test_settings_without_an_effect_are_refused(options: dict, words: str):
+    with pytest.raises(ValueError, match=words):
+        TrainSettings(**options)
+
+
+def test_a_pattern_that_no_parameter_has_is_refused_with_names_that_are_there():
+    names = ["encoder.layer.0.weight", "head.bias"]
+    check_patterns(OptimizerSettings(freeze=("encoder",), groups={"head": 3.0}), names)
+    with pytest.raises(ConfigError, match=r"train.groups: .* 'encodr'; names are like encoder.layer.0.weight"):
+        check_patterns(OptimizerSettings(groups={"encodr": 3.0}), names)
+    with pytest.raises(ConfigError, match="train.freeze: .* 'nothing_here'"):
+        check_patterns(OptimizerSettings(freeze=("nothing_here",)), names)

@@ -213,6 +213,11 @@ def test_hinge_by_hand() -> None:
     assert value(with_positives=False) == pytest.approx(1.5)
     assert value(pairs="positive") == pytest.approx((0 + 1) / 2)
     assert value(target="labels") == pytest.approx((0 + 1) / 2)
+    # over 0.5 the student is behind by 2 and by 3; the gaps of the target stay as they are
+    assert value(temperature=0.5, min_gap=1.0) == pytest.approx((0 + 2 + 3) / 3)
+    assert value(temperature=4, student_temperature=Constant(value=0.5), margin=1.2) == pytest.approx(
+        (0.2 + 3.2 + 4.2) / 3
+    )
 
 
 def test_hinge_over_all_pairs_of_the_step_weighs_pairs_alike() -> None:
@@ -344,6 +349,14 @@ def test_lambda_loss_of_a_teacher_takes_its_ranks() -> None:
         expected += slow_lambda(scores, grade, "lambdarank", 0.0, None) / 6
     loss = build("lambda-loss", target="teacher", scheme="lambdarank")
     assert step.run(loss).total.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_lambda_loss_over_a_temperature_is_that_of_the_divided_scores() -> None:
+    step = ranking_step(4)
+    expected = sum(slow_lambda([one / 0.5 for one in s], g, "lambdarank", 0.0, None) for s, _, g in lists(step)) / 6
+    for options in ({"temperature": 0.5}, {"temperature": 3.0, "student_temperature": Constant(value=0.5)}):
+        loss = build("lambda-loss", scheme="lambdarank", **options)
+        assert step.run(loss).total.item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_ranks_and_gains_put_masked_candidates_last() -> None:

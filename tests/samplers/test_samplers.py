@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ import pytest
 from kdfw.data.ranking import Ranking
 from kdfw.data.sets import Labelled, LabelledData, PairData, Pairs, Parallel, ParallelData, RankingData
 from kdfw.data.table import TextTable
-from kdfw.errors import ConfigError, DataError
+from kdfw.errors import ConfigError, DataError, Problem
+from kdfw.retrieval import RETRIEVERS
 from kdfw.samplers import SAMPLERS
 from kdfw.samplers.collate import item_rng
 from kdfw.types import Clock, Example
@@ -203,6 +205,18 @@ def test_triples_are_taken_as_given(data: RankingData) -> None:
     assert list(sampler.items()) == ["a", "b", "a"] and sampler.items()[1:] == ["b", "a"]
     assert [names(example) for example in drawn(sampler)] == [["d1", "d9"], ["d5", "d8"], ["d2", "d7"]]
     assert [candidate.label for candidate in drawn(sampler)[0].candidates] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("known", [None, ["train"], ["dev"], []])
+def test_a_plan_knows_where_triples_are_missing(known: list[str] | None) -> None:
+    def problem(*path: str, found: str, fix: str) -> Problem:
+        return Problem(where=".".join(path), found=found, fix=fix)
+
+    plan = SimpleNamespace(stage=SimpleNamespace(split="train"), triples=known, problem=problem)
+    for part in (SAMPLERS["triples"](), RETRIEVERS["triples"]()):
+        found = [str(fault) for fault in part.check(plan)]  # type: ignore[attr-defined]
+        assert len(found) == (known in (["dev"], []))
+        assert all("no triples for the split 'train' (splits with triples: " in fault for fault in found)
 
 
 def test_what_cannot_be_drawn_from_is_said(data: RankingData) -> None:
