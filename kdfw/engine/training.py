@@ -34,6 +34,7 @@ from kdfw.engine.train_stage import STUDENT, Train
 from kdfw.errors import TrainingError
 from kdfw.files import write_json
 from kdfw.memory import Upkeep
+from kdfw.models.dropout import recomputing
 from kdfw.models.encoders import take_encoder
 from kdfw.models.forward import (
     Budget,
@@ -729,8 +730,10 @@ def _scale_gradients(cached: Cached) -> None:
 
 
 def _checkpoint_activations(model: Model) -> None:
+    options = {"use_reentrant": False, "context_fn": recomputing}
     for module in model.modules():
-        enable = getattr(module, "gradient_checkpointing_enable", None)
-        if enable is not None:
-            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            return
+        for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):  # the second: before 5.23
+            enable = getattr(module, name, None)
+            if enable is not None:
+                enable(options)
+                return
