@@ -34,6 +34,7 @@ from kdfw.engine.train_stage import STUDENT, Train
 from kdfw.errors import ConfigError, TrainingError
 from kdfw.files import write_json
 from kdfw.memory import Upkeep
+from kdfw.models.dropout import recomputing
 from kdfw.models.encoders import take_encoder
 from kdfw.models.forward import (
     Budget,
@@ -749,4 +750,4 @@ def _checkpoint_activations(model: Model) -> None:
         old = getattr(module, "gradient_checkpointing_enable", None)
         enable = getattr(module, "activation_checkpointing_enable", old)
         if enable is not None and getattr(module, "supports_gradient_checkpointing", True):
-            enable({"use_reentrant": False})
+            enable({"use_reentrant": False, "context_fn": recomputing})

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdfw.models.dropout import gain, kept
+
 NAME = "kdfw_plain"
 MAX_LENGTH = 512
 """Longest key sequence computed in plain steps; longer ones go to the fused kernel, whose memory does not grow
@@ -147,7 +149,8 @@ def plain_attention(
     padding = attention_mask is not None and attention_mask.dtype == torch.bool and attention_mask.stride(2) == 0
     if packing is not None and padding and not (unusual or causal or dropout) and length == keys == packing.length:
         return _packed(query, key, value, packing, scaling), None
-    if query.device.type != "cpu" or keys > MAX_LENGTH or unusual:
+    # the fused kernel has no dropout on a CPU: there it is a plain road too, in one block
+    if query.device.type != "cpu" or (keys > MAX_LENGTH and not dropout) or unusual:
         return _fused(module, query, key, value, attention_mask, dropout, scaling, is_causal, rest)
     scale = width**-0.5 if scaling is None else scaling
     seen = mask = None
@@ -202,18 +205,30 @@ def attend(
     """
     rows, heads, length, _ = query.shape
     together = max(1, MAX_SCORES // (heads * length * key.shape[2]))
+    left = None
+    if dropout:  # drawn for all rows at once: which of them make a block must not matter
+        left = kept((rows * heads, length, key.shape[2] + padding.missing), dropout, query.device)
     parts = []
     for begin in range(0, rows, together):
         some = slice(begin, begin + together)
         bias = None if padding.bias is None else padding.bias[begin * heads : (begin + together) * heads]
         own = mask if mask is None or len(mask) == 1 else mask[some]
-        parts.append(_plain(query[some], key[some], value[some], bias, padding.missing, own, dropout))
+        drawn = None if left is None else left[begin * heads : (begin + together) * heads]
+        parts.append(_plain(query[some], key[some], value[some], bias, padding.missing, own, drawn))
     mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if dropout:
+        mixed = mixed * gain(dropout)
     return mixed.transpose(1, 2).contiguous()
 
 
 def _plain(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, missing: int, mask: Tensor | None, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    missing: int,
+    mask: Tensor | None,
+    left: Tensor | None,
 ) -> Tensor:
     """(R, heads, L, width), as `attend` before its transposition."""
     rows, heads, length, width = query.shape
@@ -232,8 +247,8 @@ def _plain(
             scores = scores + mask.to(scores.dtype)
         scores = scores.view(rows * heads, length, keys)
     weights = scores.softmax(-1)
-    if dropout:
-        weights = nn.functional.dropout(weights, dropout, training=True)
+    if left is not None:
+        weights = weights * left
     mixed = torch.bmm(weights.to(value.dtype), value.reshape(rows * heads, keys, -1))
     return mixed.view(rows, heads, length, -1)
 

@@ -1,8 +1,8 @@
 """The one road from rows to representations: training, scoring and encoding all go through `represent`.
 
 Rows are sorted by length and cut into micro-batches by token budget, so that little is padding; the cut depends on the
-lengths and the number of processes alone. Each process computes some of the micro-batches and all of them get every
-representation, in the order of the rows.
+lengths alone. Each process computes some of the micro-batches, or parts of them where they are few, and all of them get
+every representation, in the order of the rows.
 
 Parameters used inside `Model.encode` get on each process the gradient of its own rows: the trainer sums them over the
 processes. Parameters used outside (in `Model.signals`, in losses) get the whole gradient everywhere.
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from kdfw.components import Model
 from kdfw.context import Workers
-from kdfw.models.rows import MicroBatch, RowGroup, padded_length
+from kdfw.models.dropout import Part, drawing
+from kdfw.models.rows import Joined, MicroBatch, RowGroup, padded_length
 from kdfw.types import Batch, Signals, Text, TextSource
 
 log = logging.getLogger(__name__)
@@ -58,23 +59,26 @@ class Budget:
     def shrink(self, *, say: bool = True) -> None:
         """Halve what goes through at once, and keep half of what was kept, then nothing. Says so the first time."""
         if self.pieces == 1 and say:
-            log.warning(
-                "out of memory: micro-batches are halved from here on "
-                "(same results, other draws of dropout, a little slower)"
-            )
+            log.warning("out of memory: micro-batches are halved from here on (same results, a little slower)")
         self.activations = min(self.activations, self.kept) / 2 if self.pieces == 1 else 0.0
         self.pieces *= 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One micro-batch before it is assembled."""
+    """A micro-batch, or a part of one, before it is assembled."""
 
     group: int
     rows: np.ndarray
     """Row numbers within the group."""
     owner: int
     """Rank of the process that computes it."""
+    number: int
+    """Of the micro-batch that it belongs to, within the step."""
+    whole: np.ndarray
+    """Row numbers of that micro-batch: the cut of one process."""
+    begin: int = 0
+    """Where `rows` begin among them."""
 
 
 def micro_batches(lengths: np.ndarray, token_budget: int, max_rows: int = 1 << 30) -> list[np.ndarray]:
@@ -99,50 +103,60 @@ def share_of(
 ) -> list[Piece]:
     """Every micro-batch of a step with the process that computes it: the same list on every process.
 
-    Micro-batches are dealt out by their padded tokens, the largest first, each to the process with the least so far.
-    When too few of them make the shares uneven, they are cut smaller.
+    Micro-batches are those of one process, dealt out by their padded tokens, the largest first, each to the process
+    with the least so far. When too few of them make the shares uneven, they are cut into parts.
 
     Args:
         lengths: for each group (R,) tokens of its rows.
     """
     size = workers.world_size
-    token_budget = budget.tokens_on(torch.device(device))
-    if size > 1:
-        total = int(sum(int(group.sum()) for group in lengths))
-        token_budget = max(1, min(token_budget, -(-total // size)))
+    whole = [
+        (number, rows)
+        for number, group in enumerate(lengths)
+        for rows in micro_batches(group, budget.tokens_on(torch.device(device)), budget.max_rows)
+    ]
+    parts = 1
     while True:
         cut = [
-            (number, rows)
-            for number, group in enumerate(lengths)
-            for rows in micro_batches(group, token_budget, budget.max_rows)
+            Piece(group=group, rows=part, owner=0, number=number, whole=rows, begin=begin)
+            for number, (group, rows) in enumerate(whole)
+            for begin, part in _parts(rows, parts)
         ]
-        costs = np.asarray([len(rows) * int(lengths[number][rows].max()) for number, rows in cut], dtype=np.int64)
+        costs = np.asarray([len(p.rows) * int(lengths[p.group][p.whole].max()) for p in cut], dtype=np.int64)
         loads = np.zeros(size, dtype=np.int64)
         owners = np.zeros(len(cut), dtype=np.int64)
         for piece in np.lexsort((np.arange(len(cut)), -costs)):
             owners[piece] = int(loads.argmin())
             loads[owners[piece]] += costs[piece]
-        finest = all(len(rows) == 1 for _, rows in cut)
+        finest = all(len(piece.rows) == 1 for piece in cut)
         if size == 1 or finest or loads.max() * size <= 1.2 * loads.sum() or len(cut) >= 8 * size:
             break
-        token_budget = max(1, token_budget // 2)
-    return [Piece(group=number, rows=rows, owner=int(owner)) for (number, rows), owner in zip(cut, owners, strict=True)]
+        parts *= 2
+    return [replace(piece, owner=int(owner)) for piece, owner in zip(cut, owners, strict=True)]
 
 
-def assemble(group: RowGroup, rows: np.ndarray, device: torch.device, pad_id: int = 0) -> MicroBatch:
-    """Rows of a group, padded on the right to one length. The mask is None when nothing is padded."""
+def assemble(
+    group: RowGroup, rows: np.ndarray, device: torch.device, pad_id: int = 0, beside: np.ndarray | None = None
+) -> MicroBatch:
+    """Rows of a group, padded on the right to one length. The mask is None when nothing is padded.
+
+    Args:
+        beside: rows that would fit beside them, `rows` among them; default: `rows`.
+    """
     if group.pictures is not None:
         return MicroBatch(group=group.name, tensor=_to(group.pictures.read(rows), device))
     if group.tensor is not None:
         chosen = group.tensor[torch.from_numpy(rows).to(group.tensor.device)]
         return MicroBatch(group=group.name, tensor=chosen.to(device, non_blocking=True))
-    ids, mask, lengths = _pad([group.ids[row] for row in rows], pad_id, group.max_tokens)
+    beside = rows if beside is None else beside
+    width = padded_length(_longest(group.ids, beside), group.max_tokens)
+    ids, mask, lengths = _pad([group.ids[row] for row in rows], pad_id, width)
     types = None
     if group.type_ids is not None:
-        types = _to(_pad([group.type_ids[row] for row in rows], 0, group.max_tokens)[0], device)
+        types = _to(_pad([group.type_ids[row] for row in rows], 0, width)[0], device)
     targets = None
     if group.targets is not None:
-        targets = _to(_pad([group.targets[row] for row in rows], -100)[0], device)
+        targets = _to(_pad([group.targets[row] for row in rows], -100, _longest(group.targets, beside))[0], device)
     return MicroBatch(
         group=group.name,
         ids=_to(ids, device),
@@ -153,9 +167,14 @@ def assemble(group: RowGroup, rows: np.ndarray, device: torch.device, pad_id: in
     )
 
 
-def _pad(rows: Sequence[np.ndarray], fill: int, max_tokens: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _longest(rows: Sequence[np.ndarray], some: np.ndarray) -> int:
+    length = rows.length if isinstance(rows, Joined) else lambda row: len(rows[row])
+    return max((length(row) for row in some), default=0)
+
+
+def _pad(rows: Sequence[np.ndarray], fill: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
-    mask = np.arange(int(padded_length(int(lengths.max(initial=0)), max_tokens))) < lengths[:, None]
+    mask = np.arange(width) < lengths[:, None]
     padded = np.full(mask.shape, fill, dtype=np.int64)
     padded[mask] = np.concatenate(rows)
     return padded, mask, lengths
@@ -245,8 +264,8 @@ def backward_cached(cached: Cached) -> None:
             if number in run.graphs:
                 _send(run.graphs.pop(number), leaves, piece.rows)
                 continue
-            for index, part in run.parts(number, piece):
-                _send(run.encode(piece.group, part, number, index), leaves, part)
+            for part in run.parts(number, piece):
+                _send(run.encode(part), leaves, part.rows)
     run.pass_on()
 
 
@@ -334,7 +353,7 @@ class _Run:
         self.pieces = share_of([group.widths() for group in self.groups], self.workers, self.budget, self.device)
         self.own = [(n, piece) for n, piece in enumerate(self.pieces) if piece.owner == self.workers.rank]
         self.cuts: dict[int, int] = {}
-        """Into how many parts each own micro-batch was cut: dropout is drawn for each part."""
+        """Into how many parts each own micro-batch was cut."""
         self.graphs: dict[int, dict[str, Tensor]] = {}
         """For gradient caching: what own micro-batches gave, with the graph behind it, where that is kept."""
         self.leaves: list[tuple[int, np.ndarray, Tensor]] | None = None
@@ -348,22 +367,34 @@ class _Run:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.autocast)
 
-    def parts(self, number: int, piece: Piece) -> Iterator[tuple[int, np.ndarray]]:
-        """The rows of a micro-batch, in as many parts as memory asked for when it was first computed."""
-        yield from enumerate(_split(piece.rows, self.cuts.setdefault(number, self.budget.pieces)))
+    def parts(self, number: int, piece: Piece) -> Iterator[Piece]:
+        """A micro-batch in as many parts as memory asked for when it was first computed."""
+        for begin, rows in _parts(piece.rows, self.cuts.setdefault(number, self.budget.pieces)):
+            yield replace(piece, rows=rows, begin=piece.begin + begin)
 
-    def encode(self, group_number: int, rows: np.ndarray, number: int, index: int) -> dict[str, Tensor]:
+    def encode(self, piece: Piece) -> dict[str, Tensor]:
         """One micro-batch through the model; floating values come back as float32."""
-        group = self.groups[group_number]
+        group, rows, beside = self.groups[piece.group], piece.rows, piece.whole
         if torch.is_grad_enabled() and self.leaves is not None and _is_made(group):
             assert group.tensor is not None
             leaf = group.tensor.detach()[torch.from_numpy(rows)].requires_grad_()
-            self.leaves.append((group_number, rows, leaf))
+            self.leaves.append((piece.group, rows, leaf))
             group, rows = replace(group, tensor=leaf), np.arange(len(rows))
-        micro = assemble(group, rows, self.device, self.pad_id)
-        with _dropout_of(None if self.rng_key is None else (*self.rng_key, number, index), self.device):
+        micro = assemble(group, rows, self.device, self.pad_id, None if self.rng_key is None else beside)
+        with self.drawing(piece):
             found = self.model.encode(micro, self.need)
         return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
+
+    @contextlib.contextmanager
+    def drawing(self, piece: Piece) -> Iterator[None]:
+        """Dropout of a micro-batch depends on the step and on its number alone."""
+        if self.rng_key is None:
+            yield
+            return
+        compiled = hasattr(self.model.encode, "_torchdynamo_orig_callable")
+        part = None if compiled else Part(begin=piece.begin, rows=len(piece.rows), whole=len(piece.whole))
+        with _seeded((*self.rng_key, piece.number), self.device), drawing(part):
+            yield
 
     def own_representations(self, *, keep: bool = False) -> _Own:
         """Representations of this process's micro-batches.
@@ -397,7 +428,7 @@ class _Run:
         return _Own(parts=done)
 
     def _encode_piece(self, number: int, piece: Piece) -> dict[str, Tensor]:
-        return _join([self.encode(piece.group, part, number, index) for index, part in self.parts(number, piece)])
+        return _join([self.encode(part) for part in self.parts(number, piece)])
 
     def pass_on(self) -> None:
         """The gradient of inputs that a model has made, into that model."""
@@ -430,7 +461,8 @@ class _Run:
                 if not mine:
                     # nothing of this group here: one row shows which representations there are, and is dropped
                     with torch.no_grad(), self.casting():
-                        probe = self.encode(group_number, np.zeros(1, dtype=np.int64), len(self.pieces), 0)
+                        first = next(piece for piece in self.pieces if piece.group == group_number)
+                        probe = self.encode(replace(first, rows=first.whole[:1], begin=0))
                     mine = [{name: value[:0] for name, value in probe.items()}]
             joined = _join(mine)
             if self.workers.world_size > 1:
@@ -470,11 +502,8 @@ def _widen(value: Tensor, width: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _dropout_of(key: tuple[int, ...] | None, device: torch.device) -> Iterator[None]:
+def _seeded(key: tuple[int, ...], device: torch.device) -> Iterator[None]:
     """Draws inside depend on `key` alone, and leave torch's generators as they were."""
-    if key is None:
-        yield
-        return
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
@@ -619,12 +648,16 @@ def shares(model: Model, batch: Batch, need: frozenset[str], budget: Budget, wor
     """This process's share of a batch as micro-batches of items: the unit of work where signals are local."""
     (group,) = model.rows(batch, need)
     pieces = share_of([group.widths()], workers, budget)
-    own = [part for piece in pieces if piece.owner == workers.rank for part in _split(piece.rows, budget.pieces)]
+    own = [part for piece in pieces if piece.owner == workers.rank for _, part in _parts(piece.rows, budget.pieces)]
     return [sub_batch(batch, [int(row) for row in rows]) for rows in own]
 
 
-def _split(rows: np.ndarray, pieces: int) -> list[np.ndarray]:
-    return list(np.array_split(rows, min(pieces, len(rows))))
+def _parts(rows: np.ndarray, count: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Rows in at most so many parts of about one size, each with the place where it begins."""
+    begin = 0
+    for part in np.array_split(rows, min(count, len(rows))):
+        yield begin, part
+        begin += len(part)
 
 
 def encode_blocks(

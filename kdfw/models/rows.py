@@ -74,6 +74,10 @@ class Joined(Sequence[np.ndarray]):
     def __getitem__(self, row: int | slice) -> np.ndarray | Joined:
         return Joined(self._parts[row]) if isinstance(row, slice) else np.concatenate(self._parts[row])
 
+    def length(self, row: int) -> int:
+        """Tokens of a row, without putting it together."""
+        return sum(map(len, self._parts[row]))
+
     def lengths(self) -> np.ndarray:
         """(R,) tokens of each row."""
         return np.asarray([sum(map(len, parts)) for parts in self._parts], dtype=np.int64)

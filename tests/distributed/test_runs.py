@@ -26,7 +26,6 @@ UNLIKE = {"timing.json", "artifact.json", "metrics.jsonl", "manifest.json", "REA
 
 
 SETTINGS = (
-    "stages.distill.train.dropout=false",
     "stages.distill.train.epochs=3",
     "stages.distill.losses.0.temperature={type: linear, start: 1.0, end: 2.0}",
     "stages.distill.losses.1.in_batch=true",

@@ -205,6 +205,59 @@ def test_dropout_depends_on_the_key_alone(build: Callable[..., tuple[Model, Batc
     assert not torch.equal(vectors(None), vectors(None))
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["bi-encoder", "cross-encoder", "late-interaction", "sparse"])
+def test_dropout_is_that_of_the_whole_micro_batch_however_it_is_cut(
+    name: str, checkpointing: bool, build: Callable[..., tuple[Model, Batch]], ranking_batch: Batch
+) -> None:
+    from kdfw.engine.training import _checkpoint_activations
+
+    model, batch = build(name, ranking_batch)
+    model.train()
+    set_dropout(model, 0.3)
+    need, groups = model.provides, model.rows(batch, model.provides)
+    if checkpointing:
+        _checkpoint_activations(model)
+    found = {}
+    for pieces in (1, 2, 3):
+        for activations in (0.0, math.inf):
+            budget = Budget(tokens=150, pieces=pieces, activations=activations)
+            cached = represent_cached(model, groups, need, budget=budget, rng_key=(5,))
+            loss = total_loss(model, cached.reps, batch, need)
+            loss.backward()
+            backward_cached(cached)
+            found[pieces, activations] = loss.item(), gradients(model)
+    assert len(cached.run.pieces) > 1 and max(len(piece.rows) for piece in cached.run.pieces) > 2
+    expected_loss, expected = found[1, math.inf]
+    for loss_value, each in found.values():
+        assert loss_value == pytest.approx(expected_loss, rel=1e-6)
+        assert_close(expected, each, 2e-6)
+    set_dropout(model, 0.0)
+    with torch.no_grad():
+        assert total_loss(model, represent(model, groups, need), batch, need).item() != pytest.approx(expected_loss)
+
+
+def test_a_compiled_encoder_keeps_its_own_dropout(
+    build: Callable[..., tuple[Model, Batch]], ranking_batch: Batch
+) -> None:
+    from torch.overrides import _get_current_function_mode_stack
+
+    model, batch = build("bi-encoder", ranking_batch, dropout=0.3)
+    model.train()
+    modes: list[int] = []
+    encode = model.encode
+
+    def watched(micro: MicroBatch, need: frozenset[str]) -> dict[str, Tensor]:
+        modes.append(len(_get_current_function_mode_stack()))
+        return encode(micro, need)
+
+    model.encode = watched  # type: ignore[method-assign]
+    represent(model, model.rows(batch, frozenset()), frozenset(), rng_key=(1,))
+    watched._torchdynamo_orig_callable = encode  # type: ignore[attr-defined]  # as torch.compile marks it
+    represent(model, model.rows(batch, frozenset()), frozenset(), rng_key=(1,))
+    assert modes == [1] * (len(modes) // 2) + [0] * (len(modes) // 2)
+
+
 def test_gradient_caching_without_a_key_is_refused(
     build: Callable[..., tuple[Model, Batch]], ranking_batch: Batch
 ) -> None:
@@ -281,7 +334,7 @@ def test_out_of_memory_halves_the_micro_batch_says_so_once_and_gives_the_same(
     assert budget.pieces == 8
     assert max(model.seen) == 2
     assert [record.message for record in caplog.records] == [
-        "out of memory: micro-batches are halved from here on (same results, other draws of dropout, a little slower)"
+        "out of memory: micro-batches are halved from here on (same results, a little slower)"
     ]
 
 
@@ -427,7 +480,7 @@ def test_shares_of_a_translation_batch_together_give_the_loss_of_the_whole(
 # ---------------------------------------------------------------- processes
 
 
-def _worker(rank: int, size: int, meeting: str, folder: str, name: str, options: dict[str, Any], cached: bool) -> None:
+def _worker(rank: int, size: int, meeting: str, folder: str, name: str, dropout: float, cached: bool) -> None:
     import torch.distributed as dist
 
     from kdfw.models.checkpoint import load_model
@@ -436,7 +489,7 @@ def _worker(rank: int, size: int, meeting: str, folder: str, name: str, options:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     model = load_model(Path(folder))
     batch = torch.load(Path(folder) / "batch.pt", weights_only=False)  # written by this very test
-    loss = step(model, batch, cached, Workers(rank=rank, world_size=size))
+    loss = step(model, batch, cached, Workers(rank=rank, world_size=size), dropout)
     found = gradients(model)
     for value in (value for key, value in sorted(found.items())):
         dist.all_reduce(value)
@@ -445,17 +498,20 @@ def _worker(rank: int, size: int, meeting: str, folder: str, name: str, options:
     dist.destroy_process_group()
 
 
-def step(model: Model, batch: Batch, cached: bool, workers: Workers) -> float:
+def step(model: Model, batch: Batch, cached: bool, workers: Workers, dropout: float) -> float:
+    model.train(dropout > 0)
+    set_dropout(model, dropout)
     need = model.provides
     groups = model.rows(batch, need)
-    budget = Budget(tokens=60)
+    budget = Budget(tokens=400)  # so few micro-batches that each must be cut
     if cached:
-        kept = represent_cached(model, groups, need, budget=budget, workers=workers)
+        kept = represent_cached(model, groups, need, budget=budget, workers=workers, rng_key=(3,))
         loss = total_loss(model, kept.reps, batch, need)
         loss.backward()
         backward_cached(kept)
     else:
-        loss = total_loss(model, represent(model, groups, need, budget=budget, workers=workers), batch, need)
+        reps = represent(model, groups, need, budget=budget, workers=workers, rng_key=(3,))
+        loss = total_loss(model, reps, batch, need)
         loss.backward()
     for parameter in model.parameters():  # every process must join the sum, with rows or without
         if parameter.grad is None:
@@ -464,9 +520,14 @@ def step(model: Model, batch: Batch, cached: bool, workers: Workers) -> float:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("name", ["bi-encoder", "late-interaction"])
+@pytest.mark.parametrize(("name", "dropout"), [("bi-encoder", 0.0), ("bi-encoder", 0.3), ("late-interaction", 0.3)])
 def test_two_processes_give_the_loss_and_gradient_of_one(
-    name: str, cached: bool, build: Callable[..., tuple[Model, Batch]], ranking_batch: Batch, tmp_path: Path
+    name: str,
+    dropout: float,
+    cached: bool,
+    build: Callable[..., tuple[Model, Batch]],
+    ranking_batch: Batch,
+    tmp_path: Path,
 ) -> None:
     import torch.multiprocessing as multiprocessing
 
@@ -474,10 +535,9 @@ def test_two_processes_give_the_loss_and_gradient_of_one(
     model, batch = build(name, ranking_batch, **options)
     model.save(tmp_path)
     torch.save(batch, tmp_path / "batch.pt")
-    model.eval()
-    loss = step(model, batch, cached, Workers())
+    loss = step(model, batch, cached, Workers(), dropout)
     alone = gradients(model)
-    multiprocessing.spawn(_worker, args=(2, str(tmp_path / "meeting"), str(tmp_path), name, options, cached), nprocs=2)
+    multiprocessing.spawn(_worker, args=(2, str(tmp_path / "meeting"), str(tmp_path), name, dropout, cached), nprocs=2)
     together = torch.load(tmp_path / f"out-{cached}.pt", weights_only=True)
     assert together["loss"] == pytest.approx(loss, rel=1e-6)
     assert_close(alone, together["gradients"])

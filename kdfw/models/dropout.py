@@ -1,0 +1,85 @@
+"""Dropout whose draws do not depend on who computes which rows of a micro-batch.
+
+A micro-batch may be cut: its parts go to several processes, or memory runs out. Every part draws for the whole
+micro-batch, from the same seed, and takes its own rows of it; so the parts together see what the whole would see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some rows of a micro-batch."""
+
+    begin: int
+    rows: int
+    whole: int
+    """Rows of the whole micro-batch."""
+
+
+_part: contextvars.ContextVar[Part | None] = contextvars.ContextVar("part", default=None)
+
+
+@contextlib.contextmanager
+def drawing(part: Part | None) -> Iterator[None]:
+    """Inside, dropout draws as this part of a micro-batch. None: torch's own dropout."""
+    if part is None:
+        yield
+        return
+    before = _part.set(part)
+    try:
+        with _Draws():
+            yield
+    finally:
+        _part.reset(before)
+
+
+def recomputing() -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
+    """For activation checkpointing (`context_fn`): what is computed again draws as it did the first time."""
+    return contextlib.nullcontext(), drawing(_part.get())
+
+
+def kept(shape: Sequence[int], probability: float, device: torch.device) -> Tensor:
+    """Which values stay: bool, of a shape.
+
+    Args:
+        shape: its first dimension is the rows of the part, or a multiple of them (attention heads); where it is
+            neither, every part draws the same.
+        probability: of a value to be dropped.
+    """
+    part, first = _part.get(), shape[0] if len(shape) else 0
+    if part is None or not part.rows or first % part.rows:
+        return torch.empty(tuple(shape), dtype=torch.bool, device=device).bernoulli_(1 - probability)
+    each = first // part.rows
+    whole = torch.empty((each * part.whole, *shape[1:]), dtype=torch.bool, device=device).bernoulli_(1 - probability)
+    return whole[each * part.begin : each * (part.begin + part.rows)]
+
+
+def gain(probability: float) -> float:
+    """What is left is multiplied by this, so that sums stay on average."""
+    return 1 / (1 - probability) if probability < 1 else 0.0
+
+
+class _Draws(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not nn.functional.dropout:
+            return func(*args, **(kwargs or {}))
+        return _dropout(*args, **(kwargs or {}))
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """The interface of `nn.functional.dropout`."""
+    if not training or not p:
+        return input
+    left = kept(input.shape, p, input.device)
+    return input.mul_(left).mul_(gain(p)) if inplace else input * left * gain(p)
