@@ -387,6 +387,8 @@ class Dataset(Component):
     """Of `text` and `image`: what a model must read to serve it."""
     trains: bool = True
     """False for a test set: models are made for the data they are trained on, and the test set is `fitted` to that."""
+    without_labels: frozenset[str] = frozenset()
+    """Splits that have no labels, as far as the options say so."""
 
     @property
     def downloads(self) -> bool:
@@ -424,6 +426,8 @@ class Sampler(Component):
     tasks: ClassVar[frozenset[str]] = frozenset({"ranking"})
     num_candidates: int | None = None
     """Candidates of each example, when fixed by the options; used by checks and estimates."""
+    labels_of_data: ClassVar[bool] = False
+    """Whether an example has the label of a row of the data, which may have none."""
 
     def bind(self, data: Data, split: str, context: StageContext) -> None:
         """Open what the draws need: the split's items, candidate lists by `context.candidates(name)`."""

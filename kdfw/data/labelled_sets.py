@@ -26,7 +26,7 @@ from kdfw.data.sets import Data, Labelled, LabelledData
 from kdfw.data.sizes import lines_in
 from kdfw.data.store import missing_file, open_zip
 from kdfw.data.table import TextTable, TextTableWriter, id_fault
-from kdfw.errors import DataError, MissingDependencyError
+from kdfw.errors import ConfigError, DataError, MissingDependencyError, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +189,12 @@ class TextClassification(IngestedDataset):
         self._keys = (text, label, id)
         self._columns = (text_column, label_column)
         self._unlabelled = set(unlabelled or ())
+        unknown = self._unlabelled - set(files)
+        if unknown:
+            name = sorted(unknown)[0]
+            raise ConfigError(f"text-classification: unlabelled: no split {name!r}; {one_of(name, files)}")
+        carved = {"dev"} if dev_share > 0 and "train" in self._unlabelled else set()
+        self.without_labels = frozenset(self._unlabelled | carved)
         decisive: dict[str, Any] = {"keys": self._keys, "columns": self._columns, "classes": classes}
         decisive["dev_share"] = dev_share
         shape = {split: _is_tsv(path) for split, path in files.items()}

@@ -215,7 +215,10 @@ class TsvPairs(IngestedDataset):
         self._limit = checked_limit(limit, [*files, *(["dev"] if dev_share > 0 else [])], "tsv-pairs")
         unknown = self._unlabelled - set(files)
         if unknown:
-            raise ConfigError(f"tsv-pairs: unlabelled names {sorted(unknown)[0]!r}; splits: {', '.join(files)}")
+            name = sorted(unknown)[0]
+            raise ConfigError(f"tsv-pairs: unlabelled: no split {name!r}; {one_of(name, files)}")
+        bare = set(files) if gold is None else self._unlabelled
+        self.without_labels = frozenset(bare | ({"dev"} if dev_share > 0 and "train" in bare else set()))
         if len({gold, left, right}) != 3:
             raise ConfigError("tsv-pairs: gold, left and right must be different columns")
         decisive: dict[str, Any] = {
@@ -294,6 +297,7 @@ class Sts(IngestedDataset):
         self._limit = checked_limit(limit, there, "sts")
         self.folder, self._test, self._train, self._unlabelled = folder, test, train, unlabelled
         self._gold_range = checked_range(gold_range, "sts")
+        self.without_labels = frozenset({"unlabelled"} if unlabelled else ())
         decisive = {"test": test, "train": train, "unlabelled": unlabelled is not None, "range": gold_range}
         super().__init__(name=name, on_error=on_error, decisive=decisive)
 

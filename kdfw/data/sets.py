@@ -138,6 +138,14 @@ class ParallelData:
 Data = RankingData | PairData | LabelledData | ParallelData
 
 
+def has_labels(data: Data, split: str) -> bool:
+    """Whether any pair of a split has a gold score, or any text or image a class."""
+    rows = getattr(data, "splits", {}).get(split)
+    if isinstance(rows, Pairs):
+        return rows.gold is not None
+    return not isinstance(rows, Labelled) or bool((rows.labels >= 0).any())
+
+
 def scored_texts(data: Data, split: str) -> TextTable:
     """What the passages of a `Ranking` with a teacher's scores are rows of.
 

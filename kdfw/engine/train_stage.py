@@ -186,6 +186,9 @@ class Train(Stage):
         if plan.task not in needs.tasks:
             fix = f"it serves: {', '.join(sorted(needs.tasks))}"
             yield plan.problem("losses", number, found=f"a loss that does not serve the task {plan.task}", fix=fix)
+        if needs.labels and self.split in plan.without_labels and self.sampler_of(plan.task).labels_of_data:
+            found, fix = f"a loss that needs labels, of which the split {self.split!r} has none", "learn from a teacher"
+            yield plan.problem("losses", number, found=found, fix=f"{fix}, or train on a split with labels")
         if isinstance(model, Model):
             missing = sorted(needs.student - model.provides)
             if missing:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from kdfw.components import Constant, Loss, Model, Schedule, Teacher, Weighting
 from kdfw.context import Workers
-from kdfw.data.sets import scored_texts
+from kdfw.data.sets import has_labels, scored_texts
 from kdfw.engine import checkpoint
 from kdfw.engine.dev import DevEvaluation
 from kdfw.engine.feed import Feed
@@ -143,6 +143,12 @@ class Trainer:
         sampler.bind(self.data, stage.split, context)
         for augmenter in stage.augment:
             augmenter.bind(self.data, stage.split, context)
+        wanting = [name for name, needs in zip(stage.loss_names, self.needs, strict=True) if needs.labels]
+        if wanting and sampler.labels_of_data and not has_labels(self.data, stage.split):
+            raise TrainingError(
+                f"the loss {wanting[0]!r} needs labels, and the split {stage.split!r} of data {self.data.name!r} has "
+                "none; learn from a teacher, or train on a split with labels"
+            )
         feed = Feed(sampler, stage.augment, self.data, self.settings, context.seed)
         if not feed.ids:
             reasons = "; ".join(f"{count} {why}" for why, count in sampler.skipped.items()) or "the split is empty"

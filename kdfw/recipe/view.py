@@ -56,6 +56,11 @@ class PlanView:
         except KdfwError:
             return ()
 
+    @property
+    def without_labels(self) -> frozenset[str]:
+        """Splits of the stage's data set that have no labels, as far as its options say so."""
+        return self._planner.datasets[self.data_name].without_labels
+
     def target(self, name: str) -> Target:
         """What a reference of this stage points to."""
         return self._targets[name]

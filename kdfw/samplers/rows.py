@@ -43,6 +43,7 @@ class Pairs(Sampler):
 
     tasks = frozenset({"pairs"})
     num_candidates = 1
+    labels_of_data = True
 
     def __init__(
         self, *, symmetric: Annotated[bool, Field(description="each pair also as (right, left)")] = False
@@ -99,6 +100,7 @@ class Labelled(Sampler):
     """
 
     tasks = frozenset({"classification"})
+    labels_of_data = True
 
     def __init__(
         self,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+from tiny import write_bert
 from whole_runs import STAGES
 
 import kdfw
 from kdfw.cli import main
+from kdfw.errors import TrainingError
 
 
 def test_every_stage_gets_a_batch_without_training(workspace: Path, tmp_path: Path):
@@ -34,3 +37,20 @@ def test_warnings_name_the_queries_and_set_the_exit_code(workspace: Path, tmp_pa
     assert code == 2
     shown = capsys.readouterr().out
     assert "all scores equal for 'q0', 'q1'" in shown
+
+
+def test_a_split_whose_labels_are_missing_is_refused_before_a_step(tmp_path: Path):
+    pytest.importorskip("datasets")
+    (tmp_path / "pairs").mkdir()
+    rows = "".join(f'{{"left": "water {number}", "right": "stone"}}\n' for number in range(4))
+    (tmp_path / "pairs" / "train.jsonl").write_text(rows, encoding="utf-8")
+    write_bert(tmp_path / "bert")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"data: {{type: huggingface, path: {tmp_path}/pairs, task: pairs, splits: {{train: train}}}}\n"
+        f"models: {{s: {{type: bi-encoder, base: {tmp_path}/bert, max_query_tokens: 32, max_passage_tokens: 32}}}}\n"
+        "stages: [{type: train, student: s, losses: [{type: mse, target: labels}], train: {steps: 1}}]\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(TrainingError, match="the loss 'mse' needs labels, and the split 'train' .* has none"):
+        kdfw.check(recipe, out=tmp_path / "run", cache=tmp_path / "cache")
