@@ -97,3 +97,13 @@ stages:
     found = [line.partition(";")[0] for line in problems(text)]
     needs = "a loss that needs labels, of which the split 'train' has none"
     assert found == [f"r.yaml:{line}: stages[{line - 9}].losses[0]: {needs}" for line in (9, 11, 12)]
+
+
+def test_the_short_form_knows_the_task_of_data_that_are_given_one(tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    write_bert(tmp_path / "bert", layers=1)
+    text = (
+        f"data: {{type: huggingface, path: {tmp_path}/hub, task: classification, splits: {{train: a, test: b}}}}\n"
+        f"student: {{type: text-classifier, base: {tmp_path}/bert}}\n"
+    )
+    assert problems(text) == []
