@@ -378,10 +378,13 @@ def read_aligned(source: Path, target: Path, bad: BadLines) -> Iterator[tuple[in
 
 
 def ingest_parallel(
-    folder: Path, splits: Mapping[str, tuple[Path, Iterable[tuple[int, str, str]]]], bad: BadLines
+    folder: Path,
+    splits: Mapping[str, tuple[Path, Iterable[tuple[int, str, str]]]],
+    bad: BadLines,
+    dev_share: float = 0.0,
 ) -> dict[str, Any]:
     """Write aligned sentences by split; the id of a row is its line."""
-    for number, (path, rows) in enumerate(splits.values()):
+    for number, (split, (path, rows)) in enumerate(splits.items()):
         with ExitStack() as stack:
             source = stack.enter_context(TextTableWriter(folder / str(number) / "source", bad))
             target = stack.enter_context(TextTableWriter(folder / str(number) / "target", bad))
@@ -389,7 +392,11 @@ def ingest_parallel(
             for line, left, right in rows:
                 source.add(str(line), left, line)
                 target.add(str(line), right, line)
-    return {"splits": list(splits)}
+        if split == "train" and dev_share > 0:
+            ids = TextTable(folder / str(number) / "source").ids()
+            for part, kept in zip(("train", "dev"), carve(ids, dev_share), strict=True):
+                np.save(folder / str(number) / f"{part}.npy", np.asarray(kept, dtype=np.int64))
+    return {"splits": list(splits), "carved": dev_share > 0}
 
 
 def load_parallel(
@@ -399,7 +406,13 @@ def load_parallel(
     splits = {}
     for number, split in enumerate(content["splits"]):
         place = folder / str(number)
-        splits[split] = Parallel(source=TextTable(place / "source"), target=TextTable(place / "target"))
+        source, target = TextTable(place / "source"), TextTable(place / "target")
+        if split == "train" and content.get("carved"):
+            for part in ("train", "dev"):
+                rows = np.load(place / f"{part}.npy", allow_pickle=False)
+                splits[part] = Parallel(source=source.select(rows), target=target.select(rows))
+        else:
+            splits[split] = Parallel(source=source, target=target)
     return ParallelData(
         name=name, fingerprint=fingerprint, splits=splits, source_language=languages[0], target_language=languages[1]
     )

@@ -432,6 +432,70 @@ def test_hugging_face_folders(tmp_path: Path, task: str) -> None:
         HuggingFace(path=str(tmp_path / "absent"), splits={"dev": "validation"}).fingerprint()
 
 
+def hugging_face_pairs(folder: Path, rows: list[dict[str, Any]], **options: Any) -> HuggingFace:
+    folder.mkdir(exist_ok=True)
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return HuggingFace(path=str(folder), splits={"train": "train"}, task="pairs", **options)
+
+
+def test_every_column_that_is_named_must_be_there(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    rows = [{"left": "a", "right": "b", "score": 1.0}]
+    columns = {"gold": "scor"}
+    with pytest.raises(DataError, match="has no column 'scor' for 'gold'; did you mean 'score'"):
+        hugging_face_pairs(tmp_path / "p", rows, columns=columns).open(tmp_path / "cache")
+    data = hugging_face_pairs(tmp_path / "p", rows).open(tmp_path / "cache")
+    assert isinstance(data, PairData) and data.splits["train"].gold is None
+
+
+def test_a_pair_without_a_score_among_others_is_a_bad_line(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    golds = [None, 0.5, None, 1.0]
+    rows = [{"left": f"l{number}", "right": "r", "gold": gold} for number, gold in enumerate(golds)]
+    with pytest.raises(DataError, match=":1: no score, where other rows have one"):
+        hugging_face_pairs(tmp_path / "p", rows).open(tmp_path / "cache")
+    dataset = hugging_face_pairs(tmp_path / "p", rows, on_error="skip")
+    data = dataset.open(tmp_path / "cache")
+    assert isinstance(data, PairData) and data.splits["train"].gold is not None
+    assert data.splits["train"].gold.tolist() == [0.5, 1.0] and data.splits["train"].left.text(1) == "l3"
+    assert [line for line, _ in dataset.skipped(tmp_path / "cache")[0].first] == [1, 3]
+
+
+def test_translations_of_the_hub_are_carved(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "t").mkdir()
+    rows = "".join(f'{{"en": "a{number}", "de": "b{number}"}}\n' for number in range(40))
+    (tmp_path / "t" / "train.jsonl").write_text(rows, encoding="utf-8")
+    dataset = HuggingFace(
+        path=str(tmp_path / "t"), splits={"train": "train"}, task="translation", dev_share=0.3,
+        columns={"source": "en", "target": "de"},
+    )  # fmt: skip
+    data = dataset.open(tmp_path / "cache")
+    assert isinstance(data, ParallelData) and list(data.splits) == dataset.splits() == ["train", "dev"]
+    train, dev = data.splits["train"], data.splits["dev"]
+    assert len(train.source) + len(dev.source) == 40 and 4 < len(dev.source) < 20
+    assert not {text for _, text in train.source.iterate()} & {text for _, text in dev.source.iterate()}
+    assert dev.target.text(0) == dev.source.text(0).replace("a", "b")
+
+
+def test_slices_of_saved_data_sets(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict({"left": ["a", "b", "c", "d"], "right": ["e"] * 4})
+    datasets.DatasetDict({"train": table}).save_to_disk(tmp_path / "several")
+    table.save_to_disk(tmp_path / "one")
+
+    def texts(folder: str, **splits: str) -> dict[str, list[str]]:
+        data = HuggingFace(path=str(tmp_path / folder), splits=splits, task="pairs").open(tmp_path / "cache")
+        assert isinstance(data, PairData)
+        return {split: [text for _, text in pairs.left.iterate()] for split, pairs in data.splits.items()}
+
+    for folder in ("several", "one"):
+        assert texts(folder, dev="train[:1]", train="train[25%:]") == {"dev": ["a"], "train": ["b", "c", "d"]}
+        with pytest.raises(DataError, match="split 'test' cannot be loaded.*Unknown split \"test\""):
+            texts(folder, train="train", test="test")
+    assert texts("one", dev="validation") == {"dev": ["a", "b", "c", "d"]}
+
+
 def test_ir_datasets_by_id_and_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace as Row
 
