@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from kdfw.context import StageContext
     from kdfw.data.ranking import Ranking
-    from kdfw.data.sets import Data, RankingData
+    from kdfw.data.sets import Data, RankingData, SkippedLines
     from kdfw.errors import Problem
     from kdfw.models.rows import Graph, MicroBatch, RowGroup
     from kdfw.types import TextSource
@@ -411,6 +411,10 @@ class Dataset(Component):
     def open(self, cache: Path) -> Data:
         """The data, ingested under `cache` if that has not happened yet."""
         raise NotImplementedError
+
+    def skipped(self, cache: Path) -> Sequence[SkippedLines]:
+        """Lines left out under `on_error: skip` when the data was ingested; none while it has not been."""
+        return ()
 
     def fitted(self, data: Data, own: Data) -> Data:
         """Of a test set: its data in the terms of the recipe's own (order of classes, normalisation of images).

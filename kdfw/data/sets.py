@@ -169,3 +169,8 @@ class SkippedLines:
     count: int
     first: tuple[tuple[int, str], ...]
     """(line number, reason) of the first few."""
+
+    def listed(self) -> list[str]:
+        """`line 3: why` of the first few, then how many more there are."""
+        more = self.count - len(self.first)
+        return [f"line {line}: {why}" for line, why in self.first] + ([f"and {more} more"] if more else [])

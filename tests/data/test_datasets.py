@@ -191,12 +191,17 @@ def test_a_fingerprint_follows_bytes_and_options_but_not_the_place(tmp_path: Pat
     assert ranking(one, tmp_path / "c").queries["test"].ids() == ["q1"]
 
 
-def test_bad_lines_stop_or_are_counted(tmp_path: Path) -> None:
+def test_bad_lines_stop_or_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = small_beir(tmp_path / "b", '{"_id": "p1", "text": "one"}\nrubbish\n{"_id": "p1", "text": "again"}\n')
     with pytest.raises(DataError, match=r"corpus\.jsonl:2: not valid JSON"):
         Beir(folder=folder).open(tmp_path / "cache")
     lenient = Beir(folder=folder, on_error="skip")
-    assert ranking(lenient, tmp_path / "cache").corpus.ids() == ["p1"]
+    assert lenient.skipped(tmp_path / "cache") == ()
+    for _ in range(2):  # what is kept in the cache says it too
+        caplog.clear()
+        assert ranking(lenient, tmp_path / "cache").corpus.ids() == ["p1"]
+        assert "corpus.jsonl: skipped 2 lines" in caplog.text and "line 2: not valid JSON" in caplog.text
+        assert "line 3: " in caplog.text
     (skipped,) = lenient.skipped(tmp_path / "cache")
     assert skipped.count == 2 and [line for line, _ in skipped.first] == [2, 3]
 
