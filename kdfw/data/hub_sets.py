@@ -162,7 +162,7 @@ class HuggingFace(IngestedDataset):
         with tempfile.TemporaryDirectory(prefix="kdfw-") as scratch_name:
             scratch = Path(scratch_name)
             if self.task == "ranking":
-                records = {split: [(where, self._records(split, scratch, bad))] for split in self._splits}
+                records = {split: (where, self._records(split, scratch, bad)) for split in self._splits}
                 return ingest_records(folder, records, self._dev_share, bad)
             if self.task == "pairs":
                 pairs = {split: [(split, split, where, self._pairs(split, scratch, bad))] for split in self._splits}

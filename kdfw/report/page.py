@@ -218,8 +218,8 @@ def _setup(run: RunView) -> Iterator[Child]:
         for entry in mappings(entries)
     ]
     if rows:
-        head = ["data set", "file", "lines", "the first of them"]
-        yield table("Lines that cannot be read and were left out.", head, rows, text_columns=4, sortable=False)
+        heading = ["data set", "file", "lines", "the first of them"]
+        yield table("Lines that cannot be read and were left out.", heading, rows, text_columns=4, sortable=False)
     machine = mapping(manifest.get("machine"))
     facts = [("kdfw", manifest.get("kdfw")), ("python", manifest.get("python")), ("git commit", manifest.get("commit")),
              ("recipe fingerprint", manifest.get("recipe")), *machine.items()]  # fmt: skip

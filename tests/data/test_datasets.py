@@ -172,6 +172,98 @@ def test_jsonl_with_teacher_scores(data_dir: Path, tmp_path: Path) -> None:
     assert read_scores(path).scores[query][content_id(first["pos"][0])] == first["pos_scores"][0]
 
 
+def write_jsonl(path: Path, *records: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def given(path: Path, cache: Path) -> dict[str, dict[str, float]]:
+    data = ranking(JsonlRanking(files={"train": path}), cache)
+    run = data.rankings["given"].run(data.corpus)
+    return {query: {data.corpus.text(data.corpus.row(id)): score for id, score in found.items()}
+            for query, found in run.items()}  # fmt: skip
+
+
+def test_scores_of_a_query_are_the_teachers_or_the_labels_never_both(tmp_path: Path) -> None:
+    scored = {"qid": "1", "query": "q", "pos": ["a"], "neg": ["b"], "pos_scores": [9.0], "neg_scores": [-2.0]}
+    other = {"qid": "1", "query": "q", "pos": ["c"]}
+    mixed = write_jsonl(tmp_path / "mixed.jsonl", scored, other)
+    assert given(mixed, tmp_path / "cache") == {"1": {"a": 1.0, "b": 0.0, "c": 1.0}}
+    whole = write_jsonl(tmp_path / "whole.jsonl", scored, {**other, "pos_scores": [3.0]}, {**other, "pos": ["a"]})
+    assert given(whole, tmp_path / "cache") == {"1": {"a": 9.0, "b": -2.0, "c": 3.0}}
+    twice = write_jsonl(tmp_path / "twice.jsonl", scored, {**scored, "neg_scores": [5.0]})
+    with pytest.raises(DataError, match=r"twice\.jsonl:2: query '1': score 5 of passage 'b' after -2 before"):
+        given(twice, tmp_path / "cache")
+
+
+def test_a_query_in_two_splits_is_named_and_can_be_skipped(tmp_path: Path) -> None:
+    one = write_jsonl(tmp_path / "one.jsonl", {"query": "same", "pos": ["a"]})
+    two = write_jsonl(tmp_path / "two.jsonl", {"query": "new", "pos": ["a"]}, {"query": "same", "pos": ["b"]})
+    files = {"train": one, "test": two}
+    with pytest.raises(DataError, match=r"two\.jsonl:2: query 'same' \(id '\w+'\) is in split 'train', too"):
+        JsonlRanking(files=files).open(tmp_path / "cache")
+    data = ranking(JsonlRanking(files=files, on_error="skip"), tmp_path / "cache")
+    assert len(data.queries["train"]) == len(data.queries["test"]) == 1
+
+
+def test_keys_that_are_not_read_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    record = {"query": "q", "pos": ["a"], "negs": ["b"], "pos_score": [1]}
+    ranking(JsonlRanking(files={"train": write_jsonl(tmp_path / "t.jsonl", record, record)}), tmp_path / "cache")
+    assert caplog.text.count("t.jsonl:1: the key 'negs' is not read. did you mean 'neg'?") == 1
+    assert caplog.text.count("the key 'pos_score' is not read. did you mean 'pos_scores'?") == 1
+    assert "t.jsonl:2" not in caplog.text
+
+
+def small_msmarco(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "collection.tsv").write_text("p1\tone\np2\ttwo\n")
+    (folder / "queries.train.tsv").write_text("q1\tfirst\n")
+    return folder
+
+
+@pytest.mark.parametrize("role", ["triples", "negatives", "qrels"])
+def test_files_for_a_split_without_queries_are_refused_before_anything_is_read(tmp_path: Path, role: str) -> None:
+    folder = small_msmarco(tmp_path / "m")
+    options: dict[str, Any] = {role: {"trian": folder / "collection.tsv"}}
+    with pytest.raises(DataError, match=f"{role} for split 'trian', which has no queries; did you mean 'train'"):
+        MsMarco(folder=folder, **options).fingerprint()
+
+
+def test_lists_of_negatives_that_fit_nothing_are_bad_lines(tmp_path: Path) -> None:
+    folder = small_msmarco(tmp_path / "m")
+    line = {"qid": "q1", "neg": {"bm25": ["p2"]}}
+    for wrong, complaint in (
+        ({"qid": "q9", "neg": {"bm25": ["p2"]}}, ":2: query 'q9' is not among those of split 'train'"),
+        ({"qid": "q1"}, ":2: `neg` is None instead of lists by system"),
+        (line, ":2: two candidate lists of 'bm25' for query 'q1'"),
+    ):
+        negatives = {"train": write_jsonl(tmp_path / "n.jsonl", line, wrong)}
+        with pytest.raises(DataError, match=complaint):
+            MsMarco(folder=folder, negatives=negatives).open(tmp_path / "cache")
+        data = ranking(MsMarco(folder=folder, negatives=negatives, on_error="skip"), tmp_path / "cache")
+        assert data.rankings["bm25"].run(data.corpus) == {"q1": {"p2": 0.0}}
+
+
+def test_two_files_for_the_same_thing_are_refused(tmp_path: Path) -> None:
+    for number, (name, other) in enumerate(
+        (
+            ("queries.train.tsv", "queries.train.tsv.gz"),
+            ("qrels.train.trec", "qrels.train.tsv"),
+            ("collection.tsv", "collection.tsv.gz"),
+        )
+    ):
+        folder = small_msmarco(tmp_path / str(number))
+        for each in (name, other):
+            if not (folder / each).exists():
+                (folder / each).write_bytes(gzip.compress(b"") if each.endswith(".gz") else b"")
+        with pytest.raises(DataError, match=rf"{name} and {other} stand for the same"):
+            MsMarco(folder=folder).fingerprint()
+    folder = small_beir(tmp_path / "beir")
+    (folder / "qrels" / "test.tsv.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(DataError, match=r"test\.tsv and test\.tsv\.gz stand for the same"):
+        Beir(folder=folder).splits()
+
+
 def small_beir(folder: Path, corpus: str = '{"_id": "p1", "text": "one"}\n{"_id": "p2", "text": "two"}\n') -> Path:
     (folder / "qrels").mkdir(parents=True)
     (folder / "corpus.jsonl").write_text(corpus)
