@@ -227,6 +227,7 @@ class Trainer:
         best_step: int | None = state.get("best_step")
         saved_at = began = time.monotonic()
         finished = bool(state.get("stopped_early"))
+        done = start
         if start == 0 and not why_not(self.stage, self.models[STUDENT]):
             self._probe_before()
         with (
@@ -272,7 +273,8 @@ class Trainer:
         seconds = time.monotonic() - began
         context.summary(
             {
-                "steps": self.feed.total_steps,
+                "steps": done,
+                **({"steps without early stopping": self.feed.total_steps} if finished else {}),
                 "items": len(self.feed.ids),
                 "precision": arithmetic,
                 "parameters": sum(parameter.numel() for parameter in self.models[STUDENT].parameters()),
@@ -281,7 +283,7 @@ class Trainer:
                 **({"gradient parts after out of memory": self.budget.pieces} if self.budget.pieces > 1 else {}),
             }
         )
-        context.log.info("trained %d steps in %.1f s", self.feed.total_steps - start, seconds)
+        context.log.info("trained %d steps in %.1f s", done - start, seconds)
 
     def step(self, batch: Batch, clock: Clock) -> dict[str, float]:
         """One optimizer step; returns the values of loss terms, rates and schedules for the log."""
@@ -736,7 +738,8 @@ def _scale_gradients(cached: Cached) -> None:
 
 def _checkpoint_activations(model: Model) -> None:
     for module in model.modules():
-        enable = getattr(module, "gradient_checkpointing_enable", None)
-        if enable is not None:
-            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            return
+        for name in ("activation_checkpointing", "gradient_checkpointing"):  # the second is its older name
+            enable = getattr(module, f"{name}_enable", None)
+            if enable is not None:
+                enable(**{f"{name}_kwargs": {"use_reentrant": False}})
+                return
