@@ -208,6 +208,8 @@ def test_score_files_in_every_layout(tmp_path: Path) -> None:
     margin = read_scores(write(tmp_path, "3\t-1.5\tq\ta\tb\n"))
     assert margin.scores == expected and margin.triples == [("q", "a", "b")] and margin.margin("q", "a", "b") == 4.5
     assert read_scores(write(tmp_path, "q Q0 a 1 3 t\nq Q0 b 2 -1.5 t\n")).scores == expected
+    assert read_scores(write(tmp_path, "q Q0 a 1 3\nq Q0 b 2 -1.5\n")).scores == expected
+    assert read_scores(write(tmp_path, "1 0 17 1 3.0\n")).scores == {"1": {"17": 3.0}}
     assert read_scores(write(tmp_path, '{"qid": "q", "pids": ["a", "b"], "scores": [3, -1.5]}')).scores == expected
     assert read_scores(write(tmp_path, '{"qid": "q", "scores": {"a": 3, "b": -1.5}}')).scores == expected
     texts = {"query": "q", "pos": ["a"], "neg": ["b"], "pos_scores": [3], "neg_scores": [-1.5]}
