@@ -10,7 +10,15 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from kdfw.data.ingest import IngestedDataset, split_names
-from kdfw.data.labelled_sets import Classes, LabelledRow, Measure, ingest_labelled, labelled_row, load_labelled
+from kdfw.data.labelled_sets import (
+    Classes,
+    LabelledRow,
+    Measure,
+    checked_classes,
+    ingest_labelled,
+    labelled_row,
+    load_labelled,
+)
 from kdfw.data.lines import BadLines, Fields, show
 from kdfw.data.pair_sets import PairRow, ingest_pairs, ingest_parallel, load_pairs, load_parallel
 from kdfw.data.ranking_files import RankingRecord, ranking_record
@@ -62,7 +70,8 @@ class HuggingFace(IngestedDataset):
         on_error: Skip = "raise",
     ) -> None:
         self._path, self._splits, self._columns = path, splits, dict(columns or {})
-        self._config, self._revision, self._classes = config, revision, classes
+        self._config, self._revision = config, revision
+        self._classes = checked_classes(classes, "huggingface")
         self._measure, self._dev_share = measure, dev_share
         self.task = task  # type: ignore[misc]  # the one data set whose task is an option
         needed, possible = _ROLES[task]

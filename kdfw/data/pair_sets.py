@@ -15,7 +15,7 @@ from pydantic import Field
 from kdfw.amounts import Sizes
 from kdfw.data.ingest import IngestedDataset, carve, known_split, read_strings, split_names, write_strings
 from kdfw.data.lines import BadLines, parse_float, read_lines, show
-from kdfw.data.ranking_sets import DevShare, Name, Skip
+from kdfw.data.ranking_sets import DevShare, Name, Skip, in_usual_order
 from kdfw.data.sets import Data, PairData, Pairs, Parallel, ParallelData
 from kdfw.data.sizes import lines_in
 from kdfw.data.store import missing_file
@@ -450,21 +450,23 @@ class ParallelText(IngestedDataset):
         if self._files is not None:
             return dict(self._files)
         assert self.folder is not None
-        found: dict[str, dict[str, Path]] = {}
-        for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else []:
-            name = path.name[:-3] if path.name.endswith(".gz") else path.name
-            split, _, language = name.rpartition(".")
-            if split and language in self._languages:
-                found.setdefault(split, {}).setdefault(language, path)
-        source, target = self._languages
-        whole = {split: (sides[source], sides[target]) for split, sides in found.items() if len(sides) == 2}
-        if not whole:
+        sides: dict[str, dict[str, list[Path]]] = {language: {} for language in self._languages}
+        there = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        written = {path: path.name.removesuffix(".gz").rpartition(".") for path in there}
+        splits = {split for split, _, language in written.values() if language in sides}
+        for path, (split, _, language) in written.items():
+            if split and language in sides:
+                sides[language].setdefault(known_split(split, sorted(splits)), []).append(path)
+        source, target = (in_usual_order(sides[language]) for language in self._languages)
+        if not source and not target:
             raise missing_file(
-                self.folder / f"train.{source}", "file", [f"train.{side}[.gz]" for side in self._languages]
+                self.folder / f"train.{self._languages[0]}", "file", [f"train.{side}[.gz]" for side in self._languages]
             )
-        renamed = {known_split(split, list(whole)): pair for split, pair in whole.items()}
-        usual = {"train": 0, "dev": 1, "test": 2}
-        return dict(sorted(renamed.items(), key=lambda item: (usual.get(item[0], 3), item[0])))
+        for split, path in {**source, **target}.items():
+            if split not in source or split not in target:
+                other = self._languages[split in source]
+                raise DataError(f"{path}: no such file for {other!r} beside it; name the splits to read by `files`")
+        return {split: (path, target[split]) for split, path in source.items()}
 
     def files(self) -> Mapping[str, Path]:
         found = {}

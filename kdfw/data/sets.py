@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -95,6 +95,10 @@ class Labelled:
     texts: TextTable | None = None
     images: np.ndarray | None = None
     """(rows, height, width, channels) uint8, memory-mapped."""
+
+
+ClassMeasure = Literal["accuracy", "accuracy@5", "macro-f1", "micro-f1", "relation-f1"]
+"""What classifiers are measured by."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,9 @@ from kdfw.data.ranking_sets import Beir, JsonlRanking, MsMarco
 from kdfw.data.runs import read_run
 from kdfw.data.score_files import read_scores
 from kdfw.data.sets import LabelledData, PairData, ParallelData, RankingData
-from kdfw.errors import ConfigError, DataError
-from kdfw.options import options_of
+from kdfw.errors import ConfigError, DataError, Problem
+from kdfw.options import check, options_of
+from kdfw.plugins import registry
 
 
 def ranking(dataset: Dataset, cache: Path) -> RankingData:
@@ -468,6 +469,57 @@ def test_images_of_a_folder_and_what_is_wrong_with_them(tmp_path: Path) -> None:
     (tmp_path / "broken.zip").write_bytes(b"PK rubbish")
     with pytest.raises(DataError, match="not a readable zip"):
         Images(path=tmp_path / "broken.zip").splits()
+
+
+def test_options_of_classes_are_checked_before_anything_is_read(tmp_path: Path) -> None:
+    files = {"train": tmp_path / "t.jsonl"}
+    for make in (
+        lambda classes: TextClassification(files=files, classes=classes),
+        lambda classes: Images(path=tmp_path, classes=classes),
+        lambda classes: HuggingFace(path="x", splits={"a": "b"}, task="classification", classes=classes),
+    ):
+        with pytest.raises(ConfigError, match="classes: 'no' stands twice"):
+            make(["no", "no", "yes"])
+    with pytest.raises(ConfigError, match="unlabelled: no split 'trian'; did you mean 'train'"):
+        TextClassification(files=files, unlabelled=["trian"])
+    problems: list[Problem] = []
+    item = {"type": "text-classification", "files": {"train": "x"}, "measure": "makro-f1"}
+    check("dataset", item, ("data",), registry(), str, problems)
+    assert len(problems) == 1 and "macro-f1" in str(problems[0])
+
+
+def test_labels_that_other_programs_write_and_files_they_are_not_read_from(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "t.jsonl", *({"text": "x", "label": label} for label in (1.0, 1, True, 0, "no")))
+    data = TextClassification(files={"train": path}).open(tmp_path / "cache")
+    assert isinstance(data, LabelledData) and data.classes == ["0", "1", "no", "true"]
+    assert data.splits["train"].labels.tolist() == [1, 1, 3, 0, 2]
+    (tmp_path / "t.csv").write_text("text,label\n")
+    with pytest.raises(DataError, match=r"t\.csv: a CSV file; read are JSON lines, and tab-separated columns"):
+        TextClassification(files={"train": tmp_path / "t.csv"}).fingerprint()
+
+
+def test_a_damaged_image_is_named_without_the_stream_it_came_from(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    (tmp_path / "i" / "train" / "a").mkdir(parents=True)
+    (tmp_path / "i" / "train" / "a" / "x.png").write_bytes(b"rubbish")
+    with pytest.raises(DataError, match=r"x\.png: not a readable image: \w+: cannot identify image file$"):
+        Images(path=tmp_path / "i").open(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        (["val.en", "val.de", "valid.en", "valid.de"], r"val\.en and valid\.en stand for the same"),
+        (["test.en", "test.de", "train.en"], r"train\.en: no such file for 'de' beside it"),
+        (["test.en", "test.de", "train.de"], r"train\.de: no such file for 'en' beside it"),
+        (["train.en", "train.en.gz", "train.de"], r"train\.en and train\.en\.gz stand for the same"),
+    ],
+)
+def test_sides_of_a_translation_that_are_missing_or_ambiguous(tmp_path: Path, names: list[str], complaint: str) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=complaint):
+        ParallelText(source="en", target="de", folder=tmp_path).splits()
 
 
 def test_names_in_an_archive_cannot_lead_outside(tmp_path: Path) -> None:
