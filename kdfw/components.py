@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from kdfw.context import StageContext
     from kdfw.data.ranking import Ranking
-    from kdfw.data.sets import Data, RankingData
+    from kdfw.data.sets import Data, RankingData, SkippedLines
     from kdfw.errors import Problem
     from kdfw.models.rows import Graph, MicroBatch, RowGroup
     from kdfw.types import TextSource
@@ -429,6 +429,8 @@ class Dataset(Component):
     """Of `text` and `image`: what a model must read to serve it."""
     trains: bool = True
     """False for a test set: models are made for the data they are trained on, and the test set is `fitted` to that."""
+    without_labels: frozenset[str] = frozenset()
+    """Splits that have no labels, as far as the options say so."""
 
     @property
     def downloads(self) -> bool:
@@ -456,6 +458,10 @@ class Dataset(Component):
         """The data, ingested under `cache` if that has not happened yet."""
         raise NotImplementedError
 
+    def skipped(self, cache: Path) -> Sequence[SkippedLines]:
+        """Lines left out under `on_error: skip` when the data was ingested; none while it has not been."""
+        return ()
+
     def fitted(self, data: Data, own: Data) -> Data:
         """Of a test set: its data in the terms of the recipe's own (order of classes, normalisation of images).
 
@@ -470,6 +476,8 @@ class Sampler(Component):
     tasks: ClassVar[frozenset[str]] = frozenset({"ranking"})
     num_candidates: int | None = None
     """Candidates of each example, when fixed by the options; used by checks and estimates."""
+    labels_of_data: ClassVar[bool] = False
+    """Whether an example has the label of a row of the data, which may have none."""
 
     draws_positives: ClassVar[bool] = True
     """False where an example has no candidate that is to be found, as in pairs with a score."""

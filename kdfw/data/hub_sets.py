@@ -10,7 +10,15 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from kdfw.data.ingest import IngestedDataset, split_names
-from kdfw.data.labelled_sets import Classes, LabelledRow, Measure, ingest_labelled, labelled_row, load_labelled
+from kdfw.data.labelled_sets import (
+    Classes,
+    LabelledRow,
+    Measure,
+    checked_classes,
+    ingest_labelled,
+    labelled_row,
+    load_labelled,
+)
 from kdfw.data.lines import BadLines, Fields, show
 from kdfw.data.pair_sets import PairRow, ingest_pairs, ingest_parallel, load_pairs, load_parallel
 from kdfw.data.ranking_files import RankingRecord, ranking_record
@@ -18,7 +26,7 @@ from kdfw.data.ranking_sets import DevShare, Name, RankingBuilder, Skip, ingest_
 from kdfw.data.sets import Data
 from kdfw.data.store import missing_file
 from kdfw.data.table import word_fault
-from kdfw.errors import ConfigError, DataError, MissingDependencyError
+from kdfw.errors import ConfigError, DataError, MissingDependencyError, one_of
 from kdfw.types import Qrels
 
 Task = Literal["ranking", "pairs", "classification", "translation"]
@@ -40,6 +48,7 @@ class HuggingFace(IngestedDataset):
     """
 
     layout: ClassVar[str] = "huggingface"
+    version: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -61,7 +70,8 @@ class HuggingFace(IngestedDataset):
         on_error: Skip = "raise",
     ) -> None:
         self._path, self._splits, self._columns = path, splits, dict(columns or {})
-        self._config, self._revision, self._classes = config, revision, classes
+        self._config, self._revision = config, revision
+        self._classes = checked_classes(classes, "huggingface")
         self._measure, self._dev_share = measure, dev_share
         self.task = task  # type: ignore[misc]  # the one data set whose task is an option
         needed, possible = _ROLES[task]
@@ -111,8 +121,7 @@ class HuggingFace(IngestedDataset):
         needed, possible = _ROLES[self.task]
         try:
             if place is not None and any((place / n).exists() for n in ("dataset_dict.json", "dataset_info.json")):
-                stored = datasets.load_from_disk(str(place))
-                table = stored[self._splits[split]] if (place / "dataset_dict.json").exists() else stored
+                table = self._part(datasets, datasets.load_from_disk(str(place)), split)
             else:
                 # a folder's rows are cached in `scratch`: the shared cache of the library knows folders by path only
                 own = {"cache_dir": str(scratch)} if place is not None else {}
@@ -125,11 +134,11 @@ class HuggingFace(IngestedDataset):
                 f"{str(error)[:300]}; without network give the path of a folder with its parquet, JSONL or CSV files"
             ) from error
         names = {role: self._columns.get(role, role) for role in (*needed, *possible)}
-        for role in needed:
-            if names[role].partition(".")[0] not in table.column_names:
+        for role, column in names.items():
+            if column.partition(".")[0] not in table.column_names and (role in needed or role in self._columns):
                 raise DataError(
-                    f"huggingface: {self._path!r} has no column {names[role]!r} for {role!r}; columns: "
-                    f"{', '.join(table.column_names)}; set `columns`"
+                    f"huggingface: {self._path!r} has no column {column!r} for {role!r}; "
+                    f"{one_of(column, table.column_names)}; set `columns`"
                 )
         label_names = getattr(table.features.get(names.get("label", ""), None), "names", None)
         for number, row in enumerate(table, start=1):
@@ -145,13 +154,24 @@ class HuggingFace(IngestedDataset):
                 values["label"] = label_names[values["label"]]
             yield number, values
 
+    def _part(self, datasets: Any, stored: Any, split: str) -> Any:
+        """Of a folder of `save_to_disk`: the rows that `train`, `train[:100]` or a sum of such stands for."""
+        if not isinstance(stored, datasets.DatasetDict):
+            # a data set saved by itself is one split; where it has no name, what the recipe says first is its name
+            stored = {str(stored.split or next(iter(self._splits.values())).partition("[")[0]): stored}
+        lengths = {name: len(table) for name, table in stored.items()}
+        parts = datasets.ReadInstruction.from_spec(self._splits[split]).to_absolute(lengths)
+        return datasets.concatenate_datasets(
+            [stored[part.splitname].select(range(part.from_, part.to)) for part in parts]
+        )
+
     def ingest(self, folder: Path, bad: BadLines) -> Mapping[str, Any]:
         self.splits()
         where = Path(self._path)
         with tempfile.TemporaryDirectory(prefix="kdfw-") as scratch_name:
             scratch = Path(scratch_name)
             if self.task == "ranking":
-                records = {split: [(where, self._records(split, scratch, bad))] for split in self._splits}
+                records = {split: (where, self._records(split, scratch, bad)) for split in self._splits}
                 return ingest_records(folder, records, self._dev_share, bad)
             if self.task == "pairs":
                 pairs = {split: [(split, split, where, self._pairs(split, scratch, bad))] for split in self._splits}
@@ -160,7 +180,7 @@ class HuggingFace(IngestedDataset):
                 texts = {split: (where, self._labelled(split, scratch, bad)) for split in self._splits}
                 return ingest_labelled(folder, texts, self._classes, self._dev_share, bad)
             aligned = {split: (where, self._aligned(split, scratch, bad)) for split in self._splits}
-            return ingest_parallel(folder, aligned, bad)
+            return ingest_parallel(folder, aligned, bad, self._dev_share)
 
     def _records(self, split: str, scratch: Path, bad: BadLines) -> Iterator[RankingRecord]:
         for number, values in self._rows(split, scratch):
@@ -171,10 +191,13 @@ class HuggingFace(IngestedDataset):
                 yield record
 
     def _pairs(self, split: str, scratch: Path, bad: BadLines) -> Iterator[PairRow]:
+        scored = any("gold" in values for _, values in self._rows(split, scratch))
         for number, values in self._rows(split, scratch):
             fields = Fields(values)
             left, right = fields.text("left"), fields.text("right")
             gold = None
+            if scored and "gold" not in values:
+                fields.fault = fields.fault or "no score, where other rows have one"
             if "gold" in values:
                 values["gold"] = [values["gold"]]
                 numbers = fields.numbers("gold")

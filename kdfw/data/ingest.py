@@ -82,7 +82,6 @@ class IngestedDataset(Dataset):
         def build(folder: Path) -> Mapping[str, Any]:
             bad = BadLines(self.on_error)
             content = dict(self.ingest(folder, bad))
-            bad.log()
             skipped = [{"file": str(s.file), "count": s.count, "first": list(s.first)} for s in bad.skipped]
             return {"content": content, "skipped": skipped}
 
@@ -107,15 +106,23 @@ class IngestedDataset(Dataset):
 
     def open(self, cache: Path) -> Data:
         folder = self.ingested(cache)
+        for skipped in self.skipped(cache):
+            listed = "".join(f"\n    {line}" for line in skipped.listed())
+            log.warning("%s: skipped %d lines that cannot be read%s", skipped.file, skipped.count, listed)
         return self.load(folder, read_manifest(folder)["content"], self.fingerprint(cache))
 
     def skipped(self, cache: Path) -> tuple[SkippedLines, ...]:
-        """Lines left out under `on_error: skip` when the data was ingested."""
+        try:
+            if self.on_error == "raise" or not (folder := self._place(cache)).exists():
+                return ()
+            entries = read_manifest(folder)["skipped"]
+        except (ArtifactError, DataError):
+            return ()  # of a damaged folder, or files that are gone, whoever opens the data says more
         return tuple(
             SkippedLines(
                 file=Path(entry["file"]), count=entry["count"], first=tuple((line, why) for line, why in entry["first"])
             )
-            for entry in read_manifest(self.ingested(cache))["skipped"]
+            for entry in entries
         )
 
     def display_name(self, path: Path | None) -> str:

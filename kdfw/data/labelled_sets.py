@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import struct
 import zipfile
 import zlib
@@ -22,11 +23,11 @@ from kdfw.data.image_table import MAX_IMAGE_BYTES
 from kdfw.data.ingest import IngestedDataset, carve, known_split, read_strings, split_names, write_strings
 from kdfw.data.lines import BadLines, Fields, open_bytes, read_json, read_lines, show
 from kdfw.data.ranking_sets import DevShare, Name, Skip
-from kdfw.data.sets import Data, Labelled, LabelledData
+from kdfw.data.sets import ClassMeasure, Data, Labelled, LabelledData
 from kdfw.data.sizes import lines_in
 from kdfw.data.store import missing_file, open_zip
 from kdfw.data.table import TextTable, TextTableWriter, id_fault
-from kdfw.errors import DataError, MissingDependencyError
+from kdfw.errors import ConfigError, DataError, MissingDependencyError, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +56,20 @@ def labelled_row(
     """A row from one JSON object or table row, or what is wrong with it."""
     fields = Fields(value)
     content = fields.text(text)
-    name = None if label is None else fields.id(label)
+    name = None if label is None else _class_name(fields, label)
     own = fields.id(id) if value.get(id) is not None else str(line)
     fault = fields.fault or id_fault(own) or ("" if content.strip() else "an empty text")
     return (None, fault) if fault else (LabelledRow(line=line, id=own, text=content, label=name), "")
+
+
+def _class_name(fields: Fields, key: str) -> str:
+    """A label as text: words and whole numbers as they are, and what other programs make of 0 and 1."""
+    found = fields.value.get(key)
+    if isinstance(found, bool):
+        return str(found).lower()
+    if isinstance(found, float) and found.is_integer():
+        return str(int(found))
+    return fields.id(key)
 
 
 def read_labelled_tsv(path: Path, bad: BadLines, text: int, label: int | None) -> Iterator[LabelledRow]:
@@ -159,8 +170,16 @@ def load_labelled(folder: Path, content: Mapping[str, Any], fingerprint: str, na
     )
 
 
-Measure = Annotated[str, Field(description="what the data is officially measured by: accuracy, macro-f1, ...")]
+Measure = Annotated[ClassMeasure, Field(description="what the data is officially measured by")]
 Classes = Annotated[list[str] | None, Field(description="class names in order; default: all labels found, sorted")]
+
+
+def checked_classes(classes: Sequence[str] | None, owner: str) -> Sequence[str] | None:
+    """The classes as given. Raises ConfigError for one that stands twice."""
+    twice = [name for name, count in Counter(classes or ()).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{owner}: classes: {twice[0]!r} stands twice")
+    return classes
 
 
 class TextClassification(IngestedDataset):
@@ -185,10 +204,17 @@ class TextClassification(IngestedDataset):
         name: Name = None,
         on_error: Skip = "raise",
     ) -> None:
-        self._files, self._classes, self._measure, self._dev_share = files, classes, measure, dev_share
+        self._classes = checked_classes(classes, "text-classification")
+        self._files, self._measure, self._dev_share = files, measure, dev_share
         self._keys = (text, label, id)
         self._columns = (text_column, label_column)
         self._unlabelled = set(unlabelled or ())
+        unknown = self._unlabelled - set(files)
+        if unknown:
+            name = sorted(unknown)[0]
+            raise ConfigError(f"text-classification: unlabelled: no split {name!r}; {one_of(name, files)}")
+        carved = {"dev"} if dev_share > 0 and "train" in self._unlabelled else set()
+        self.without_labels = frozenset(self._unlabelled | carved)
         decisive: dict[str, Any] = {"keys": self._keys, "columns": self._columns, "classes": classes}
         decisive["dev_share"] = dev_share
         shape = {split: _is_tsv(path) for split, path in files.items()}
@@ -199,6 +225,9 @@ class TextClassification(IngestedDataset):
         for split, path in self._files.items():
             if not path.is_file():
                 raise missing_file(path, f"file ({split})")
+            if ".csv" in map(str.lower, path.suffixes):
+                fix = "read are JSON lines, and tab-separated columns in files called .tsv or .txt"
+                raise DataError(f"{path}: a CSV file; {fix} (for CSV: type `huggingface` with its folder)")
         return self._files
 
     def splits(self) -> Sequence[str]:
@@ -307,7 +336,8 @@ class Images(IngestedDataset):
         name: Name = None,
         on_error: Skip = "raise",
     ) -> None:
-        self.path, self._size, self._grey, self._classes = path, size, grey, classes
+        self._classes = checked_classes(classes, "images")
+        self.path, self._size, self._grey = path, size, grey
         self._measure, self._test_share, self._dev_share = measure, test_share, dev_share
         decisive = {"size": size, "grey": grey, "classes": classes, "test_share": test_share, "dev_share": dev_share}
         super().__init__(name=name, on_error=on_error, decisive={**decisive, "measure": measure})
@@ -432,8 +462,10 @@ class Images(IngestedDataset):
                         pixels = np.asarray(image, dtype=np.uint8)
                 # Pillow's decoders fail in many ways on damaged files; each means the same to the user
                 except Exception as error:
+                    # Pillow names the stream it was given, which says nothing
+                    reason = re.sub(r" <_io\.BytesIO .*?>", "", str(error))
                     bad.report(
-                        self.path, number, f"{file.where}: not a readable image: {type(error).__name__}: {error}"
+                        self.path, number, f"{file.where}: not a readable image: {type(error).__name__}: {reason}"
                     )
                     continue
                 pixels = pixels[..., None] if pixels.ndim == 2 else pixels

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import logging
 import math
 import re
 import zlib
@@ -15,8 +14,6 @@ from typing import IO, Any, Literal, cast
 from kdfw.data.sets import SkippedLines
 from kdfw.data.store import missing_file
 from kdfw.errors import DataError
-
-log = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
 MAX_LINE_BYTES = 1 << 26
@@ -48,12 +45,6 @@ class BadLines:
         return tuple(
             SkippedLines(file=file, count=count, first=tuple(self._first[file])) for file, count in self._counts.items()
         )
-
-    def log(self) -> None:
-        """One warning for each file with skipped lines."""
-        for skipped in self.skipped:
-            line, reason = skipped.first[0]
-            log.warning("%s: skipped %d lines; the first at line %d: %s", skipped.file, skipped.count, line, reason)
 
 
 def open_bytes(path: Path) -> IO[bytes]:

@@ -15,7 +15,7 @@ from pydantic import Field
 from kdfw.amounts import Sizes
 from kdfw.data.ingest import IngestedDataset, carve, known_split, read_strings, split_names, write_strings
 from kdfw.data.lines import BadLines, parse_float, read_lines, show
-from kdfw.data.ranking_sets import DevShare, Name, Skip
+from kdfw.data.ranking_sets import DevShare, Name, Skip, in_usual_order
 from kdfw.data.sets import Data, PairData, Pairs, Parallel, ParallelData
 from kdfw.data.sizes import lines_in
 from kdfw.data.store import missing_file
@@ -215,7 +215,10 @@ class TsvPairs(IngestedDataset):
         self._limit = checked_limit(limit, [*files, *(["dev"] if dev_share > 0 else [])], "tsv-pairs")
         unknown = self._unlabelled - set(files)
         if unknown:
-            raise ConfigError(f"tsv-pairs: unlabelled names {sorted(unknown)[0]!r}; splits: {', '.join(files)}")
+            name = sorted(unknown)[0]
+            raise ConfigError(f"tsv-pairs: unlabelled: no split {name!r}; {one_of(name, files)}")
+        bare = set(files) if gold is None else self._unlabelled
+        self.without_labels = frozenset(bare | ({"dev"} if dev_share > 0 and "train" in bare else set()))
         if len({gold, left, right}) != 3:
             raise ConfigError("tsv-pairs: gold, left and right must be different columns")
         decisive: dict[str, Any] = {
@@ -294,6 +297,7 @@ class Sts(IngestedDataset):
         self._limit = checked_limit(limit, there, "sts")
         self.folder, self._test, self._train, self._unlabelled = folder, test, train, unlabelled
         self._gold_range = checked_range(gold_range, "sts")
+        self.without_labels = frozenset({"unlabelled"} if unlabelled else ())
         decisive = {"test": test, "train": train, "unlabelled": unlabelled is not None, "range": gold_range}
         super().__init__(name=name, on_error=on_error, decisive=decisive)
 
@@ -374,10 +378,13 @@ def read_aligned(source: Path, target: Path, bad: BadLines) -> Iterator[tuple[in
 
 
 def ingest_parallel(
-    folder: Path, splits: Mapping[str, tuple[Path, Iterable[tuple[int, str, str]]]], bad: BadLines
+    folder: Path,
+    splits: Mapping[str, tuple[Path, Iterable[tuple[int, str, str]]]],
+    bad: BadLines,
+    dev_share: float = 0.0,
 ) -> dict[str, Any]:
     """Write aligned sentences by split; the id of a row is its line."""
-    for number, (path, rows) in enumerate(splits.values()):
+    for number, (split, (path, rows)) in enumerate(splits.items()):
         with ExitStack() as stack:
             source = stack.enter_context(TextTableWriter(folder / str(number) / "source", bad))
             target = stack.enter_context(TextTableWriter(folder / str(number) / "target", bad))
@@ -385,7 +392,11 @@ def ingest_parallel(
             for line, left, right in rows:
                 source.add(str(line), left, line)
                 target.add(str(line), right, line)
-    return {"splits": list(splits)}
+        if split == "train" and dev_share > 0:
+            ids = TextTable(folder / str(number) / "source").ids()
+            for part, kept in zip(("train", "dev"), carve(ids, dev_share), strict=True):
+                np.save(folder / str(number) / f"{part}.npy", np.asarray(kept, dtype=np.int64))
+    return {"splits": list(splits), "carved": dev_share > 0}
 
 
 def load_parallel(
@@ -395,7 +406,13 @@ def load_parallel(
     splits = {}
     for number, split in enumerate(content["splits"]):
         place = folder / str(number)
-        splits[split] = Parallel(source=TextTable(place / "source"), target=TextTable(place / "target"))
+        source, target = TextTable(place / "source"), TextTable(place / "target")
+        if split == "train" and content.get("carved"):
+            for part in ("train", "dev"):
+                rows = np.load(place / f"{part}.npy", allow_pickle=False)
+                splits[part] = Parallel(source=source.select(rows), target=target.select(rows))
+        else:
+            splits[split] = Parallel(source=source, target=target)
     return ParallelData(
         name=name, fingerprint=fingerprint, splits=splits, source_language=languages[0], target_language=languages[1]
     )
@@ -433,21 +450,23 @@ class ParallelText(IngestedDataset):
         if self._files is not None:
             return dict(self._files)
         assert self.folder is not None
-        found: dict[str, dict[str, Path]] = {}
-        for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else []:
-            name = path.name[:-3] if path.name.endswith(".gz") else path.name
-            split, _, language = name.rpartition(".")
-            if split and language in self._languages:
-                found.setdefault(split, {}).setdefault(language, path)
-        source, target = self._languages
-        whole = {split: (sides[source], sides[target]) for split, sides in found.items() if len(sides) == 2}
-        if not whole:
+        sides: dict[str, dict[str, list[Path]]] = {language: {} for language in self._languages}
+        there = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        written = {path: path.name.removesuffix(".gz").rpartition(".") for path in there}
+        splits = {split for split, _, language in written.values() if language in sides}
+        for path, (split, _, language) in written.items():
+            if split and language in sides:
+                sides[language].setdefault(known_split(split, sorted(splits)), []).append(path)
+        source, target = (in_usual_order(sides[language]) for language in self._languages)
+        if not source and not target:
             raise missing_file(
-                self.folder / f"train.{source}", "file", [f"train.{side}[.gz]" for side in self._languages]
+                self.folder / f"train.{self._languages[0]}", "file", [f"train.{side}[.gz]" for side in self._languages]
             )
-        renamed = {known_split(split, list(whole)): pair for split, pair in whole.items()}
-        usual = {"train": 0, "dev": 1, "test": 2}
-        return dict(sorted(renamed.items(), key=lambda item: (usual.get(item[0], 3), item[0])))
+        for split, path in {**source, **target}.items():
+            if split not in source or split not in target:
+                other = self._languages[split in source]
+                raise DataError(f"{path}: no such file for {other!r} beside it; name the splits to read by `files`")
+        return {split: (path, target[split]) for split, path in source.items()}
 
     def files(self) -> Mapping[str, Path]:
         found = {}

@@ -6,12 +6,16 @@ Each is a generator over one file that holds one line at a time. The first numbe
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdfw.data.lines import BadLines, Fields, read_json, read_lines, show
 from kdfw.data.table import word_fault
+from kdfw.errors import did_you_mean
+
+log = logging.getLogger(__name__)
 
 BEIR_QRELS_HEADER = ("query-id", "corpus-id", "score")
 
@@ -83,15 +87,23 @@ _QUERY = ("query", "question", "anchor", "sentence1")
 _POSITIVES = ("pos", "positives", "positive", "positive_passages")
 _NEGATIVES = ("neg", "negatives", "negative", "negative_passages")
 _ID = ("qid", "query_id", "_id", "id")
+_UNREAD = 20
+"""After so many keys that are not read no more of them are named."""
+_KEYS = frozenset({*_QUERY, *_POSITIVES, *_NEGATIVES, *_ID, "pos_scores", "neg_scores"})
 
 
 def read_ranking_records(path: Path, bad: BadLines) -> Iterator[RankingRecord]:
     """Lines `{"query": text, "pos": [text], "neg": [text], "pos_scores": [number], "neg_scores": [number]}`.
 
-    `neg` and the scores may be missing; longer names (`positives`, `negatives`, ...) and single texts instead of lists
-    are understood. Without a `qid` the id is made from the query's text (`content_id`).
+    `neg` and the scores may be missing; longer names (`positives`, `negatives`, ...), single texts instead of lists
+    and passages of `{"title": ..., "text": ...}` are understood. Without a `qid` the id is made from the query's text
+    (`content_id`). Keys that are not read are named in the log, each once.
     """
+    unread: set[str] = set()
     for line, value in read_json(path, bad):
+        for key in sorted(value.keys() - _KEYS - unread) if len(unread) < _UNREAD else ():
+            unread.add(key)
+            log.warning("%s:%d: the key %s is not read. %s", path, line, show(key), did_you_mean(key, _KEYS))
         record, fault = ranking_record(value, line)
         if record is None:
             bad.report(path, line, fault, 'each line is {"query": ..., "pos": [...], "neg": [...]}')
@@ -101,10 +113,11 @@ def read_ranking_records(path: Path, bad: BadLines) -> Iterator[RankingRecord]:
 
 def ranking_record(value: dict[str, object], line: int) -> tuple[RankingRecord | None, str]:
     """A record from one JSON object or table row, or what is wrong with it."""
-    fields = Fields(value)
+    positive_key, negative_key = _first(value, _POSITIVES), _first(value, _NEGATIVES)
+    fields = Fields({**value, **{key: _joined(value[key]) for key in (positive_key, negative_key) if key in value}})
     query = fields.text(_first(value, _QUERY))
-    positives = fields.texts(_first(value, _POSITIVES), required=True)
-    negatives = fields.texts(_first(value, _NEGATIVES))
+    positives = fields.texts(positive_key, required=True)
+    negatives = fields.texts(negative_key)
     positive_scores, negative_scores = fields.numbers("pos_scores"), fields.numbers("neg_scores")
     id_key = _first(value, _ID)
     id = fields.id(id_key) if value.get(id_key) is not None else content_id(query)
@@ -127,6 +140,20 @@ def ranking_record(value: dict[str, object], line: int) -> tuple[RankingRecord |
         positive_scores=positive_scores,
         negative_scores=negative_scores,
     ), ""  # fmt: skip
+
+
+def _joined(passages: object) -> object:
+    """Passages with their parts joined: Tevatron's files hold `{"docid": ..., "title": ..., "text": ...}`."""
+    if not isinstance(passages, list):
+        return passages
+    return [
+        _text_of(item) if isinstance(item, dict) and isinstance(item.get("text"), str) else item for item in passages
+    ]
+
+
+def _text_of(passage: dict[str, object]) -> str:
+    title, text = passage.get("title"), str(passage["text"])
+    return f"{title} {text}" if isinstance(title, str) and title else text
 
 
 def _first(value: dict[str, object], names: Sequence[str]) -> str:
@@ -155,7 +182,7 @@ def read_hard_negatives(path: Path, bad: BadLines) -> Iterator[HardNegatives]:
         fields = Fields(value)
         query = fields.id(_first(value, _ID))
         positives = fields.ids("pos")
-        systems = value.get("neg", {})
+        systems = value.get("neg")
         negatives: dict[str, Sequence[str]] = {}
         if not isinstance(systems, dict):
             fields.fault = fields.fault or f"`neg` is {show(systems)} instead of lists by system"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -40,7 +42,7 @@ from kdfw.data.sets import RankingData
 from kdfw.data.sizes import lines_in
 from kdfw.data.store import missing_file
 from kdfw.data.table import TextTable, TextTableWriter
-from kdfw.errors import ConfigError, DataError
+from kdfw.errors import ConfigError, DataError, one_of
 from kdfw.types import Qrels
 
 log = logging.getLogger(__name__)
@@ -57,24 +59,36 @@ Files = Annotated[dict[str, Path] | None, Field(description="file by split; defa
 def find_file(folder: Path, names: Sequence[str], what: str) -> Path:
     """The first of some file names that is in a folder, plain or gzip; raises DataError with what would do."""
     for name in names:
-        for path in (folder / name, folder / f"{name}.gz"):
-            if path.is_file():
-                return path
+        found = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
+        if found:
+            return only_file(found)
     raise missing_file(folder / names[0], what, [f"{name}[.gz]" for name in names])
+
+
+def only_file(found: Sequence[Path]) -> Path:
+    """The one file there is; of several nobody can say which is meant. Raises: DataError naming two of them."""
+    if len(found) > 1:
+        raise DataError(f"{found[0]} and {found[1].name} stand for the same; remove one of the two, or name the file")
+    return found[0]
+
+
+def in_usual_order(found: Mapping[str, Sequence[Path]]) -> dict[str, Path]:
+    """The one file of each split; train, dev and test first."""
+    usual = {"train": 0, "dev": 1, "test": 2}
+    return {split: only_file(found[split]) for split in sorted(found, key=lambda split: (usual.get(split, 3), split))}
 
 
 def by_split(folder: Path, stem: str, suffixes: Sequence[str]) -> dict[str, Path]:
     """Files `<stem>.<split><suffix>[.gz]` of a folder, by split, sorted (train, dev, test first)."""
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     if folder.is_dir():
         ends = "|".join(re.escape(suffix) for suffix in suffixes)
         pattern = re.compile(rf"{re.escape(stem)}\.(?P<split>.+?)(?:{ends})(?:\.gz)?")
         for path in sorted(folder.iterdir()):
             match = pattern.fullmatch(path.name)
             if match and path.is_file():
-                found.setdefault(match["split"], path)
-    usual = {"train": 0, "dev": 1, "test": 2}
-    return dict(sorted(found.items(), key=lambda item: (usual.get(item[0], 3), item[0])))
+                found.setdefault(match["split"], []).append(path)
+    return in_usual_order(found)
 
 
 def _check_files(files: Mapping[str, Path]) -> dict[str, Path]:
@@ -150,9 +164,17 @@ class RankingBuilder:
                 )  # fmt: skip
 
     def candidates(self, corpus: TextTable, path: Path, lists: Iterable[tuple[int, str, str, Sequence[str]]]) -> None:
-        """Id lists, best first: (line, ranking name, query id, passage ids). Ids that match nothing go to `bad`."""
+        """Id lists, best first: (line, ranking name, query id, passage ids).
+
+        Ids that match nothing go to `bad`, and so does a second list of a query.
+        """
         grouped: dict[str, list[tuple[str, np.ndarray, np.ndarray]]] = {}
+        seen = {name: set(known.query_ids) for name, known in self.rankings.items()}
         for line, name, query, ids in lists:
+            if query in seen.setdefault(name, set()):
+                self.bad.report(path, line, f"two candidate lists of {name!r} for query {query!r}")
+                continue
+            seen[name].add(query)
             rows = corpus.rows(ids)
             if (rows < 0).any():
                 unknown = ids[int(np.argmax(rows < 0))]
@@ -163,18 +185,11 @@ class RankingBuilder:
             self.add_ranking(name, found)
 
     def add_ranking(self, name: str, lists: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> None:
+        """Lists of distinct queries, added to those that the ranking has."""
         before: list[tuple[str, np.ndarray, np.ndarray]] = []
         if name in self.rankings:
             known = self.rankings[name]
             before = [(query, *known.of(number)) for number, query in enumerate(known.query_ids)]
-            repeated = {query for query, _, _ in before} & {query for query, _, _ in lists}
-            if repeated:
-                raise DataError(f"two candidate lists of {name!r} for query {sorted(repeated)[0]!r}")
-        seen: set[str] = set()
-        for query, _, _ in lists:
-            if query in seen:
-                raise DataError(f"two candidate lists of {name!r} for query {query!r}")
-            seen.add(query)
         self.rankings[name] = Ranking.from_lists(iter([*before, *lists]))
 
     def content(self) -> dict[str, Any]:
@@ -224,8 +239,8 @@ class MsMarco(IngestedDataset):
     """Retrieval data in MS MARCO's files, of any size.
 
     In `folder`, each plain or gzip: `collection.tsv` (`pid TAB text`), `queries.<split>.tsv` (`qid TAB text`),
-    `qrels.<split>.tsv|trec|txt`, and if wanted `qidpidtriples.<split>*.tsv` or `triples.<split>*.tsv`. Any file can be
-    given by name instead. Without a collection the passages of text triples become the corpus.
+    `qrels.<split>.tsv|trec|txt`. Any file can be given by name instead; triples, lists of negatives and runs are read
+    only then. Without a collection the passages of text triples become the corpus.
     """
 
     layout: ClassVar[str] = "msmarco"
@@ -292,6 +307,10 @@ class MsMarco(IngestedDataset):
             (self.folder / f"{stem}{gz}").is_file() for stem in ("collection.tsv", "corpus.jsonl") for gz in ("", ".gz")
         )
 
+    def _parts(self, split: str) -> list[str]:
+        """The splits that the queries of a file of a split end up in."""
+        return ["train", "dev"] if split == "train" and self._dev_share > 0 else [split]
+
     def files(self) -> Mapping[str, Path]:
         found = {f"queries/{split}": path for split, path in self._query_files().items()}
         collection = self._collection_file()
@@ -301,6 +320,13 @@ class MsMarco(IngestedDataset):
         if qrels is None:
             qrels = by_split(self.folder, "qrels", [".tsv", ".trec", ".txt"]) if self.folder is not None else {}
             qrels = {split: path for split, path in qrels.items() if f"queries/{split}" in found}
+        known = self.splits()
+        for role, given in (("qrels", qrels), ("triples", self._triples), ("negatives", self._negatives)):
+            for split in given:
+                if split not in known or (role == "qrels" and f"queries/{split}" not in found):
+                    raise DataError(
+                        f"msmarco: {role} for split {split!r}, which has no queries; {one_of(split, known)}"
+                    )
         for role, given in (
             ("qrels", qrels), ("triples", self._triples), ("negatives", self._negatives), ("runs", self._runs),
         ):  # fmt: skip
@@ -341,22 +367,11 @@ class MsMarco(IngestedDataset):
             judged = files.get(f"qrels/{split}")
             qrels = None if judged is None else read_qrels(judged, builder.bad, may_be_empty=True)
             builder.split(split, f"queries.{number}", queries, None, qrels)
-        known = {path.partition("/")[2] for path in files if path.startswith("qrels/")}
-        unused = known - set(self._query_files())
-        if unused:
-            raise DataError(f"judgements for split {sorted(unused)[0]!r}, which has no queries")
         builder.warn_unknown(corpus)
         for split in self._negatives:
             path = files[f"negatives/{split}"]
-            builder.candidates(
-                corpus,
-                path,
-                (
-                    (record.line, system, record.query, ids)
-                    for record in read_hard_negatives(path, bad)
-                    for system, ids in record.negatives.items()
-                ),
-            )
+            tables = [builder.queries(name) for name in self._parts(split)]
+            builder.candidates(corpus, path, _lists_of(tables, split, path, bad))
         for name in self._runs:
             path = files[f"runs/{name}"]
             lists = []
@@ -368,15 +383,26 @@ class MsMarco(IngestedDataset):
                 lists.append((query, *ordered(corpus, [row for row, _ in pairs], [score for _, score in pairs])))
             builder.add_ranking(name, lists)
         for number, split in enumerate(self._triples):
-            names = [split] if self._dev_share == 0 or split != "train" else ["train", "dev"]
             _write_triples(
                 folder, number, files[f"triples/{split}"], self._hold, corpus,
-                {name: builder.queries(name) for name in names}, builder.triples, bad,
+                {name: builder.queries(name) for name in self._parts(split)}, builder.triples, bad,
             )  # fmt: skip
         return builder.content()
 
     def load(self, folder: Path, content: Mapping[str, Any], fingerprint: str) -> RankingData:
         return load_ranking(folder, content, fingerprint, self.display_name(self.folder or self._collection))
+
+
+def _lists_of(
+    tables: Sequence[TextTable], split: str, path: Path, bad: BadLines
+) -> Iterator[tuple[int, str, str, Sequence[str]]]:
+    """(line, system, query id, passage ids) of a hard-negative file; queries that are not in the split go to `bad`."""
+    for record in read_hard_negatives(path, bad):
+        if not any(record.query in table for table in tables):
+            bad.report(path, record.line, f"query {record.query!r} is not among those of split {split!r}")
+            continue
+        for system, ids in record.negatives.items():
+            yield record.line, system, record.query, ids
 
 
 def _corpus_of_triples(folder: Path, paths: Sequence[Path], bad: BadLines) -> TextTable:
@@ -493,15 +519,14 @@ class Beir(IngestedDataset):
 
     def _qrels_files(self) -> dict[str, Path]:
         place = self.folder / "qrels"
-        found: dict[str, Path] = {}
+        files: dict[str, list[Path]] = {}
         for path in sorted(place.iterdir()) if place.is_dir() else []:
             match = re.fullmatch(r"(.+?)\.tsv(\.gz)?", path.name)
             if match:
-                found.setdefault(match[1], path)
-        if not found:
+                files.setdefault(match[1], []).append(path)
+        if not files:
             raise missing_file(place / "test.tsv", "file", ["qrels/<split>.tsv[.gz]"])
-        usual = {"train": 0, "dev": 1, "test": 2}
-        found = dict(sorted(found.items(), key=lambda item: (usual.get(item[0], 3), item[0])))
+        found = in_usual_order(files)
         if self._splits is not None:
             wanted = [split for split in self._splits if not (split == "dev" and self._dev_share > 0)]
             unknown = [split for split in wanted if split not in found]
@@ -556,61 +581,96 @@ class Beir(IngestedDataset):
         return load_ranking(folder, content, fingerprint, self.display_name(self.folder), self._own)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Joined:
+    """What the lines of one query say, an entry a passage: compact, since there may be hundreds of millions."""
+
+    digest: str
+    """Of the query's text."""
+    rows: array[int] = field(default_factory=lambda: array("q"))
+    labels: array[int] = field(default_factory=lambda: array("b"))
+    scores: array[float] = field(default_factory=lambda: array("d"))
+    """The teacher's, NaN where there is none."""
+    lines: array[int] = field(default_factory=lambda: array("q"))
+
+    def ranked(self, query: str, corpus: TextTable, path: Path, bad: BadLines) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and scores, best first: the teacher's scores where each passage has one, else the labels.
+
+        Two different scores of a passage go to `bad`.
+        """
+        given: dict[int, float] = {}
+        for row, score, line in zip(self.rows, self.scores, self.lines, strict=True):
+            known = given.get(row, math.nan)
+            if math.isnan(known):
+                given[row] = score
+            elif not math.isnan(score) and score != known:
+                passage = corpus.text(row)[:60]
+                found = f"query {query!r}: score {score:g} of passage {passage!r} after {known:g} before"
+                bad.report(path, line, found, "keep one of the two")
+        if any(map(math.isnan, given.values())):
+            return ordered(corpus, self.rows, self.labels)
+        return ordered(corpus, list(given), list(given.values()))
+
+
 def ingest_records(
-    folder: Path, splits: Mapping[str, Iterable[tuple[Path, Iterator[RankingRecord]]]], dev_share: float, bad: BadLines
+    folder: Path, splits: Mapping[str, tuple[Path, Iterator[RankingRecord]]], dev_share: float, bad: BadLines
 ) -> dict[str, Any]:
     """Write a retrieval data set from records with texts.
 
     The corpus is every distinct passage, with an id made from its content; positives become judgements of grade 1; the
     passages of each query become its list in the ranking `given`, scored by the teacher where scores came along (in a
-    list where only some have scores, and where there are none, by label). Memory: some 200 bytes a distinct passage.
+    list where only some have scores, and where there are none, by label). Memory: some 200 bytes a distinct passage,
+    25 bytes an entry of a list.
     """
     builder = RankingBuilder(folder, bad, dev_share)
     seen: dict[str, int] = {}
-    lists: list[tuple[str, list[int], list[float]]] = []
+    joined: dict[str, dict[str, _Joined]] = {}
     judged: dict[str, Qrels] = {}
     with TextTableWriter(folder / "corpus", bad) as corpus_writer:
-        for number, (split, sources) in enumerate(splits.items()):
+        for number, (split, (path, records)) in enumerate(splits.items()):
             qrels: Qrels = {}
-            known: dict[str, tuple[str, list[int], list[float]]] = {}
+            known = joined[split] = {}
             with TextTableWriter(folder / f"queries.{number}", bad) as writer:
-                for path, records in sources:
-                    corpus_writer.source(path)
-                    writer.source(path)
-                    for record in records:
-                        # lines of one query are joined: contrastive files repeat a query once for each positive
-                        digest = content_id(record.query)
-                        if record.id in qrels and known[record.id][0] != digest:
-                            bad.report(path, record.line, f"query id {record.id!r} again with another text")
-                            continue
-                        if record.id not in qrels:
-                            writer.add(record.id, record.query, record.line)
-                            qrels[record.id] = {}
-                            known[record.id] = (digest, [], [])
-                        _, rows, scores = known[record.id]
-                        full = (record.positive_scores is not None or not record.positives) and (
-                            record.negative_scores is not None or not record.negatives
-                        )
-                        for texts, given, label in (
-                            (record.positives, record.positive_scores, 1.0),
-                            (record.negatives, record.negative_scores, 0.0),
-                        ):
-                            for place, text in enumerate(texts):
-                                id = content_id(text)
-                                if id not in seen:
-                                    seen[id] = len(seen)
-                                    corpus_writer.add(id, text, record.line)
-                                rows.append(seen[id])
-                                scores.append(given[place] if full and given is not None else label)
-                                if label:
-                                    qrels[record.id][id] = 1
-            judged[split] = {query: rows for query, rows in qrels.items() if rows}
-            lists.extend((query, rows, scores) for query, (_, rows, scores) in known.items())
+                corpus_writer.source(path)
+                writer.source(path)
+                for record in records:
+                    # lines of one query are joined: contrastive files repeat a query once for each positive
+                    digest = content_id(record.query)
+                    other = next((name for name, queries in joined.items() if record.id in queries), split)
+                    if other != split:
+                        found = f"query {record.query[:60]!r} (id {record.id!r}) is in split {other!r}, too"
+                        bad.report(path, record.line, found, "a query belongs to one split")
+                        continue
+                    if record.id in known and known[record.id].digest != digest:
+                        bad.report(path, record.line, f"query id {record.id!r} again with another text")
+                        continue
+                    if record.id not in known:
+                        writer.add(record.id, record.query, record.line)
+                        known[record.id] = _Joined(digest=digest)
+                    entries = known[record.id]
+                    for texts, given, label in (
+                        (record.positives, record.positive_scores, 1),
+                        (record.negatives, record.negative_scores, 0),
+                    ):
+                        for place, text in enumerate(texts):
+                            id = content_id(text)
+                            if id not in seen:
+                                seen[id] = len(seen)
+                                corpus_writer.add(id, text, record.line)
+                            entries.rows.append(seen[id])
+                            entries.labels.append(label)
+                            entries.scores.append(math.nan if given is None else given[place])
+                            entries.lines.append(record.line)
+                            if label:
+                                qrels.setdefault(record.id, {})[id] = 1
+            judged[split] = qrels
     corpus = TextTable(folder / "corpus")
-    for number, split in enumerate(splits):
+    lists = []
+    for number, (split, (path, _)) in enumerate(splits.items()):
         queries = TextTable(folder / f"queries.{number}")
         builder.split(split, f"queries.{number}", queries, None, judged[split])
-    builder.add_ranking("given", [(query, *ordered(corpus, rows, scores)) for query, rows, scores in lists])
+        lists += [(query, *entries.ranked(query, corpus, path, bad)) for query, entries in joined[split].items()]
+    builder.add_ranking("given", lists)
     return builder.content()
 
 
@@ -622,6 +682,7 @@ class JsonlRanking(IngestedDataset):
     """
 
     layout: ClassVar[str] = "jsonl"
+    version: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -647,7 +708,7 @@ class JsonlRanking(IngestedDataset):
 
     def ingest(self, folder: Path, bad: BadLines) -> Mapping[str, Any]:
         self.splits()
-        sources = {split: [(path, read_ranking_records(path, bad))] for split, path in self._files.items()}
+        sources = {split: (path, read_ranking_records(path, bad)) for split, path in self._files.items()}
         return ingest_records(folder, sources, self._dev_share, bad)
 
     def load(self, folder: Path, content: Mapping[str, Any], fingerprint: str) -> RankingData:

@@ -161,7 +161,7 @@ def read_judgements(path: Path, bad: BadLines) -> Iterator[tuple[int, str, str, 
             continue
         blanks = len(fields) == 3 and "\t" not in content  # a TREC line that has lost a column
         if len(fields) not in (3, 4) or (columns and len(fields) != columns) or blanks:
-            expected = str(columns) if columns else "3 between tabs, or 4"
+            expected = "4; three are read between tabs only" if blanks else str(columns or "3 between tabs, or 4")
             bad.report(
                 path, line, f"{len(fields)} columns in {show(content)}, expected {expected}",
                 "judgements are `qid 0 pid grade`, or `qid TAB pid TAB grade`",

@@ -82,14 +82,15 @@ def _guess(path: Path) -> Layout:
             continue
         if content.lstrip().startswith("{"):
             return "jsonl"
-        fields = content.split("\t") if content.count("\t") in (2, 4) else content.split()
-        if len(fields) == 5 and parse_float(fields[0]) is not None and parse_float(fields[1]) is not None:
+        tabs = content.count("\t")
+        fields = content.split("\t") if tabs in (2, 4) else content.split()
+        if tabs == 4 and parse_float(fields[0]) is not None and parse_float(fields[1]) is not None:
             return "margin"
-        if len(fields) >= 6:
+        if len(fields) >= 5:
             return "trec"
         if len(fields) == 3:
             return "tsv"
-        known = "3 (qid pid score), 5 (margin), 6 (TREC run) or JSON objects"
+        known = "3 (qid pid score), 5 between tabs (margin), 5 or 6 (TREC run) or JSON objects"
         raise DataError(f"{path}:{line}: {len(fields)} columns in {show(content)}; known: {known}")
     raise DataError(f"{path}: no scores in it: the file is empty")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -97,6 +97,10 @@ class Labelled:
     """(rows, height, width, channels) uint8, memory-mapped."""
 
 
+ClassMeasure = Literal["accuracy", "accuracy@5", "macro-f1", "micro-f1", "relation-f1"]
+"""What classifiers are measured by."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LabelledData:
     """Classification data by split."""
@@ -138,6 +142,14 @@ class ParallelData:
 Data = RankingData | PairData | LabelledData | ParallelData
 
 
+def has_labels(data: Data, split: str) -> bool:
+    """Whether any pair of a split has a gold score, or any text or image a class."""
+    rows = getattr(data, "splits", {}).get(split)
+    if isinstance(rows, Pairs):
+        return rows.gold is not None
+    return not isinstance(rows, Labelled) or bool((rows.labels >= 0).any())
+
+
 def scored_texts(data: Data, split: str) -> TextTable:
     """What the passages of a `Ranking` with a teacher's scores are rows of.
 
@@ -161,3 +173,8 @@ class SkippedLines:
     count: int
     first: tuple[tuple[int, str], ...]
     """(line number, reason) of the first few."""
+
+    def listed(self) -> list[str]:
+        """`line 3: why` of the first few, then how many more there are."""
+        more = self.count - len(self.first)
+        return [f"line {line}: {why}" for line, why in self.first] + ([f"and {more} more"] if more else [])

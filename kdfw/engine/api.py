@@ -209,6 +209,16 @@ def check(
                 context.release()
             runtime.artifacts[stage.name] = folder
             reports.append({"name": stage.name, "type": stage.kind, "state": "ready", **seen, **measured()})
+    said: set[str] = set()
+    for stage, report in zip(planned.stages, reports, strict=True):
+        left_out = [] if stage.data in said else runtime.skipped_lines(stage.data)
+        said.add(stage.data)
+        if left_out:
+            report.setdefault("warnings", [])
+            report["warnings"] += [
+                f"{each['file']}: skipped {each['count']} lines that cannot be read: {'; '.join(each['first'])}"
+                for each in left_out
+            ]
     return reports
 
 

@@ -52,6 +52,11 @@ class Runtime:
             self._data[name] = data if own == name else dataset.fitted(data, self.data(own))
         return self._data[name]
 
+    def skipped_lines(self, name: str) -> list[dict[str, Any]]:
+        """What was left out of a data set under `on_error: skip`, by file, as plain values."""
+        found = self.plan.datasets[name].skipped(self.store.shared)
+        return [{"file": str(each.file), "count": each.count, "first": each.listed()} for each in found]
+
     def fitting_data(self, name: str) -> str:
         """The data set that models are made for in a stage on a data set: itself, or for a test set the recipe's own
         of the same task."""

@@ -216,6 +216,9 @@ class Train(Stage):
             found = f"a loss over an item's candidates, of which the sampler draws {candidates}: it would not change"
             fix = "draw negatives, or compare the passages of a step (`signal: batch_logits`, `in_batch: true`)"
             yield plan.problem("losses", number, found=found, fix=fix)
+        if needs.labels and self.split in plan.without_labels and self.sampler_of(plan.task).labels_of_data:
+            found, fix = f"a loss that needs labels, of which the split {self.split!r} has none", "learn from a teacher"
+            yield plan.problem("losses", number, found=found, fix=f"{fix}, or train on a split with labels")
         if isinstance(model, Model):
             missing = sorted(needs.student - model.provides)
             if missing:

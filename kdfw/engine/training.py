@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from kdfw.components import Constant, Loss, Model, Schedule, Teacher, Weighting
 from kdfw.context import Workers
-from kdfw.data.sets import scored_texts
+from kdfw.data.sets import has_labels, scored_texts
 from kdfw.engine import checkpoint
 from kdfw.engine.dev import DevEvaluation
 from kdfw.engine.feed import Feed
@@ -159,6 +159,12 @@ class Trainer:
         sampler.bind(self.data, stage.split, context)
         for augmenter in stage.augment:
             augmenter.bind(self.data, stage.split, context)
+        wanting = [name for name, needs in zip(stage.loss_names, self.needs, strict=True) if needs.labels]
+        if wanting and sampler.labels_of_data and not has_labels(self.data, stage.split):
+            raise TrainingError(
+                f"the loss {wanting[0]!r} needs labels, and the split {stage.split!r} of data {self.data.name!r} has "
+                "none; learn from a teacher, or train on a split with labels"
+            )
         feed = Feed(sampler, stage.augment, self.data, self.settings, context.seed)
         if not feed.ids:
             reasons = "; ".join(f"{count} {why}" for why, count in sampler.skipped.items()) or "the split is empty"
@@ -237,6 +243,7 @@ class Trainer:
         best_step: int | None = state.get("best_step")
         saved_at = began = time.monotonic()
         finished = bool(state.get("stopped_early"))
+        done = start
         if start == 0 and not why_not(self.stage, self.models[STUDENT]):
             self._probe_before()
         with (
@@ -282,7 +289,8 @@ class Trainer:
         seconds = time.monotonic() - began
         context.summary(
             {
-                "steps": self.feed.total_steps,
+                "steps": done,
+                **({"steps without early stopping": self.feed.total_steps} if finished else {}),
                 "items": len(self.feed.ids),
                 "precision": arithmetic,
                 "parameters": sum(parameter.numel() for parameter in self.models[STUDENT].parameters()),
@@ -291,7 +299,7 @@ class Trainer:
                 **({"gradient parts after out of memory": self.budget.pieces} if self.budget.pieces > 1 else {}),
             }
         )
-        context.log.info("trained %d steps in %.1f s", self.feed.total_steps - start, seconds)
+        context.log.info("trained %d steps in %.1f s", done - start, seconds)
 
     def step(self, batch: Batch, clock: Clock) -> dict[str, float]:
         """One optimizer step; returns the values of loss terms, rates and schedules for the log."""

@@ -20,7 +20,7 @@ from kdfw.data.labelled_sets import Images, load_labelled
 from kdfw.data.lines import BadLines
 from kdfw.data.pair_sets import ParallelText, Sts
 from kdfw.data.ranking_sets import Beir, MsMarco
-from kdfw.data.sets import Convention, Data, LabelledData, PairData, ParallelData, RankingData
+from kdfw.data.sets import Convention, Data, LabelledData, PairData, ParallelData, RankingData, SkippedLines
 from kdfw.errors import DataError
 from kdfw.evaluation.answers import AnswerSet
 from kdfw.evaluation.benchmarks import Benchmark, benchmark, folders_of, same_collection
@@ -104,6 +104,9 @@ class BenchmarkData(Dataset):
     def _inner_split(self) -> str:
         names = list(self.inner.splits())
         return self.benchmark.name if self.benchmark.name in names else "test" if "test" in names else names[0]
+
+    def skipped(self, cache: Path) -> Sequence[SkippedLines]:
+        return self.inner.skipped(cache)
 
     def open(self, cache: Path) -> Data:
         """The data, with one split called as the benchmark, only judged queries in it, and the convention."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from kdfw.data.sets import RankingData
+from kdfw.data.sets import ClassMeasure, RankingData
 from kdfw.errors import DataError, one_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ DEFAULT_MEASURES = {
 }
 MEASURES = {
     "pairs": ("spearman", "pearson", "macro-spearman", "auc"),
-    "classification": ("accuracy", "accuracy@5", "macro-f1", "micro-f1", "relation-f1"),
+    "classification": get_args(ClassMeasure),
     "translation": ("bleu", "chrf", "token accuracy"),
 }
 

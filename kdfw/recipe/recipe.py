@@ -245,7 +245,7 @@ def _data(raw: Any, source: Source, registry: Registry, problems: list[Problem])
 def _task(data: Mapping[str, Spec]) -> str:
     for spec in data.values():
         assert issubclass(spec.cls, Dataset)
-        return spec.cls.task
+        return str(spec.options.get("task", spec.cls.task))  # of `huggingface` an option decides
     return TASKS[0]
 
 

@@ -75,6 +75,11 @@ class PlanView:
         """Splits of the stage's data set that come with triples; None when it does not tell."""
         return self._planner.datasets[self.data_name].triples()
 
+    @property
+    def without_labels(self) -> frozenset[str]:
+        """Splits of the stage's data set that have no labels, as far as its options say so."""
+        return self._planner.datasets[self.data_name].without_labels
+
     def target(self, name: str) -> Target:
         """What a reference of this stage points to."""
         return self._targets[name]

@@ -12,7 +12,7 @@ from functools import partial
 from kdfw import __version__
 from kdfw.report.curves import losses_of, training
 from kdfw.report.explorer import queries
-from kdfw.report.folder import RunView, StageView, mapping
+from kdfw.report.folder import RunView, StageView, mapping, mappings, strings
 from kdfw.report.html import Child, Markup, element, join
 from kdfw.report.numbers import as_number, count, duration, short
 from kdfw.report.results import results, side_by_side
@@ -212,6 +212,14 @@ def _setup(run: RunView) -> Iterator[Child]:
         else:
             short_rows = [[name, value] for name, _, value in rows]
             yield table(f"{title}.", head, short_rows, text_columns=2, sortable=False)
+    rows = [
+        [name, str(entry.get("file")), str(entry.get("count")), "; ".join(strings(entry.get("first")))]
+        for name, entries in mapping(manifest.get("skipped lines")).items()
+        for entry in mappings(entries)
+    ]
+    if rows:
+        heading = ["data set", "file", "lines", "the first of them"]
+        yield table("Lines that cannot be read and were left out.", heading, rows, text_columns=4, sortable=False)
     machine = mapping(manifest.get("machine"))
     facts = [("kdfw", manifest.get("kdfw")), ("python", manifest.get("python")), ("git commit", manifest.get("commit")),
              ("recipe fingerprint", manifest.get("recipe")), *machine.items()]  # fmt: skip

@@ -173,6 +173,10 @@ def build_index(vectors: Vectors, options: IVF | HNSW | PQ | IVFPQ, folder: Path
     else:
         index = faiss.IndexHNSWFlat(width, options.links, metric)
         index.hnsw.efConstruction = options.ef_construction
+    # on few passages faiss warns on the terminal, once for each sub-vector, and does the same
+    for clustering in (getattr(index, "cp", None), getattr(getattr(index, "pq", None), "cp", None)):
+        if clustering is not None:
+            clustering.min_points_per_centroid = 1
     if not index.is_trained:
         wanted = max(64 * getattr(index, "nlist", 0), 256 * 256)
         sample = np.linspace(0, total - 1, min(wanted, total)).astype(np.int64)  # spread evenly, no chance in it

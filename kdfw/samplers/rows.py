@@ -44,6 +44,7 @@ class Pairs(Sampler):
     tasks = frozenset({"pairs"})
     draws_positives = False
     num_candidates = 1
+    labels_of_data = True
 
     def __init__(
         self, *, symmetric: Annotated[bool, Field(description="each pair also as (right, left)")] = False
@@ -100,6 +101,7 @@ class Labelled(Sampler):
     """
 
     tasks = frozenset({"classification"})
+    labels_of_data = True
 
     def __init__(
         self,

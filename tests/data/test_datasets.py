@@ -22,8 +22,9 @@ from kdfw.data.ranking_sets import Beir, JsonlRanking, MsMarco
 from kdfw.data.runs import read_run
 from kdfw.data.score_files import read_scores
 from kdfw.data.sets import LabelledData, PairData, ParallelData, RankingData
-from kdfw.errors import ConfigError, DataError
-from kdfw.options import options_of
+from kdfw.errors import ConfigError, DataError, Problem
+from kdfw.options import check, options_of
+from kdfw.plugins import registry
 
 
 def ranking(dataset: Dataset, cache: Path) -> RankingData:
@@ -171,6 +172,98 @@ def test_jsonl_with_teacher_scores(data_dir: Path, tmp_path: Path) -> None:
     assert read_scores(path).scores[query][content_id(first["pos"][0])] == first["pos_scores"][0]
 
 
+def write_jsonl(path: Path, *records: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def given(path: Path, cache: Path) -> dict[str, dict[str, float]]:
+    data = ranking(JsonlRanking(files={"train": path}), cache)
+    run = data.rankings["given"].run(data.corpus)
+    return {query: {data.corpus.text(data.corpus.row(id)): score for id, score in found.items()}
+            for query, found in run.items()}  # fmt: skip
+
+
+def test_scores_of_a_query_are_the_teachers_or_the_labels_never_both(tmp_path: Path) -> None:
+    scored = {"qid": "1", "query": "q", "pos": ["a"], "neg": ["b"], "pos_scores": [9.0], "neg_scores": [-2.0]}
+    other = {"qid": "1", "query": "q", "pos": ["c"]}
+    mixed = write_jsonl(tmp_path / "mixed.jsonl", scored, other)
+    assert given(mixed, tmp_path / "cache") == {"1": {"a": 1.0, "b": 0.0, "c": 1.0}}
+    whole = write_jsonl(tmp_path / "whole.jsonl", scored, {**other, "pos_scores": [3.0]}, {**other, "pos": ["a"]})
+    assert given(whole, tmp_path / "cache") == {"1": {"a": 9.0, "b": -2.0, "c": 3.0}}
+    twice = write_jsonl(tmp_path / "twice.jsonl", scored, {**scored, "neg_scores": [5.0]})
+    with pytest.raises(DataError, match=r"twice\.jsonl:2: query '1': score 5 of passage 'b' after -2 before"):
+        given(twice, tmp_path / "cache")
+
+
+def test_a_query_in_two_splits_is_named_and_can_be_skipped(tmp_path: Path) -> None:
+    one = write_jsonl(tmp_path / "one.jsonl", {"query": "same", "pos": ["a"]})
+    two = write_jsonl(tmp_path / "two.jsonl", {"query": "new", "pos": ["a"]}, {"query": "same", "pos": ["b"]})
+    files = {"train": one, "test": two}
+    with pytest.raises(DataError, match=r"two\.jsonl:2: query 'same' \(id '\w+'\) is in split 'train', too"):
+        JsonlRanking(files=files).open(tmp_path / "cache")
+    data = ranking(JsonlRanking(files=files, on_error="skip"), tmp_path / "cache")
+    assert len(data.queries["train"]) == len(data.queries["test"]) == 1
+
+
+def test_keys_that_are_not_read_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    record = {"query": "q", "pos": ["a"], "negs": ["b"], "pos_score": [1]}
+    ranking(JsonlRanking(files={"train": write_jsonl(tmp_path / "t.jsonl", record, record)}), tmp_path / "cache")
+    assert caplog.text.count("t.jsonl:1: the key 'negs' is not read. did you mean 'neg'?") == 1
+    assert caplog.text.count("the key 'pos_score' is not read. did you mean 'pos_scores'?") == 1
+    assert "t.jsonl:2" not in caplog.text
+
+
+def small_msmarco(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "collection.tsv").write_text("p1\tone\np2\ttwo\n")
+    (folder / "queries.train.tsv").write_text("q1\tfirst\n")
+    return folder
+
+
+@pytest.mark.parametrize("role", ["triples", "negatives", "qrels"])
+def test_files_for_a_split_without_queries_are_refused_before_anything_is_read(tmp_path: Path, role: str) -> None:
+    folder = small_msmarco(tmp_path / "m")
+    options: dict[str, Any] = {role: {"trian": folder / "collection.tsv"}}
+    with pytest.raises(DataError, match=f"{role} for split 'trian', which has no queries; did you mean 'train'"):
+        MsMarco(folder=folder, **options).fingerprint()
+
+
+def test_lists_of_negatives_that_fit_nothing_are_bad_lines(tmp_path: Path) -> None:
+    folder = small_msmarco(tmp_path / "m")
+    line = {"qid": "q1", "neg": {"bm25": ["p2"]}}
+    for wrong, complaint in (
+        ({"qid": "q9", "neg": {"bm25": ["p2"]}}, ":2: query 'q9' is not among those of split 'train'"),
+        ({"qid": "q1"}, ":2: `neg` is None instead of lists by system"),
+        (line, ":2: two candidate lists of 'bm25' for query 'q1'"),
+    ):
+        negatives = {"train": write_jsonl(tmp_path / "n.jsonl", line, wrong)}
+        with pytest.raises(DataError, match=complaint):
+            MsMarco(folder=folder, negatives=negatives).open(tmp_path / "cache")
+        data = ranking(MsMarco(folder=folder, negatives=negatives, on_error="skip"), tmp_path / "cache")
+        assert data.rankings["bm25"].run(data.corpus) == {"q1": {"p2": 0.0}}
+
+
+def test_two_files_for_the_same_thing_are_refused(tmp_path: Path) -> None:
+    for number, (name, other) in enumerate(
+        (
+            ("queries.train.tsv", "queries.train.tsv.gz"),
+            ("qrels.train.trec", "qrels.train.tsv"),
+            ("collection.tsv", "collection.tsv.gz"),
+        )
+    ):
+        folder = small_msmarco(tmp_path / str(number))
+        for each in (name, other):
+            if not (folder / each).exists():
+                (folder / each).write_bytes(gzip.compress(b"") if each.endswith(".gz") else b"")
+        with pytest.raises(DataError, match=rf"{name} and {other} stand for the same"):
+            MsMarco(folder=folder).fingerprint()
+    folder = small_beir(tmp_path / "beir")
+    (folder / "qrels" / "test.tsv.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(DataError, match=r"test\.tsv and test\.tsv\.gz stand for the same"):
+        Beir(folder=folder).splits()
+
+
 def small_beir(folder: Path, corpus: str = '{"_id": "p1", "text": "one"}\n{"_id": "p2", "text": "two"}\n') -> Path:
     (folder / "qrels").mkdir(parents=True)
     (folder / "corpus.jsonl").write_text(corpus)
@@ -190,12 +283,17 @@ def test_a_fingerprint_follows_bytes_and_options_but_not_the_place(tmp_path: Pat
     assert ranking(one, tmp_path / "c").queries["test"].ids() == ["q1"]
 
 
-def test_bad_lines_stop_or_are_counted(tmp_path: Path) -> None:
+def test_bad_lines_stop_or_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = small_beir(tmp_path / "b", '{"_id": "p1", "text": "one"}\nrubbish\n{"_id": "p1", "text": "again"}\n')
     with pytest.raises(DataError, match=r"corpus\.jsonl:2: not valid JSON"):
         Beir(folder=folder).open(tmp_path / "cache")
     lenient = Beir(folder=folder, on_error="skip")
-    assert ranking(lenient, tmp_path / "cache").corpus.ids() == ["p1"]
+    assert lenient.skipped(tmp_path / "cache") == ()
+    for _ in range(2):  # what is kept in the cache says it too
+        caplog.clear()
+        assert ranking(lenient, tmp_path / "cache").corpus.ids() == ["p1"]
+        assert "corpus.jsonl: skipped 2 lines" in caplog.text and "line 2: not valid JSON" in caplog.text
+        assert "line 3: " in caplog.text
     (skipped,) = lenient.skipped(tmp_path / "cache")
     assert skipped.count == 2 and [line for line, _ in skipped.first] == [2, 3]
 
@@ -372,6 +470,57 @@ def test_images_of_a_folder_and_what_is_wrong_with_them(tmp_path: Path) -> None:
         Images(path=tmp_path / "broken.zip").splits()
 
 
+def test_options_of_classes_are_checked_before_anything_is_read(tmp_path: Path) -> None:
+    files = {"train": tmp_path / "t.jsonl"}
+    for make in (
+        lambda classes: TextClassification(files=files, classes=classes),
+        lambda classes: Images(path=tmp_path, classes=classes),
+        lambda classes: HuggingFace(path="x", splits={"a": "b"}, task="classification", classes=classes),
+    ):
+        with pytest.raises(ConfigError, match="classes: 'no' stands twice"):
+            make(["no", "no", "yes"])
+    with pytest.raises(ConfigError, match="unlabelled: no split 'trian'; did you mean 'train'"):
+        TextClassification(files=files, unlabelled=["trian"])
+    problems: list[Problem] = []
+    item = {"type": "text-classification", "files": {"train": "x"}, "measure": "makro-f1"}
+    check("dataset", item, ("data",), registry(), str, problems)
+    assert len(problems) == 1 and "macro-f1" in str(problems[0])
+
+
+def test_labels_that_other_programs_write_and_files_they_are_not_read_from(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "t.jsonl", *({"text": "x", "label": label} for label in (1.0, 1, True, 0, "no")))
+    data = TextClassification(files={"train": path}).open(tmp_path / "cache")
+    assert isinstance(data, LabelledData) and data.classes == ["0", "1", "no", "true"]
+    assert data.splits["train"].labels.tolist() == [1, 1, 3, 0, 2]
+    (tmp_path / "t.csv").write_text("text,label\n")
+    with pytest.raises(DataError, match=r"t\.csv: a CSV file; read are JSON lines, and tab-separated columns"):
+        TextClassification(files={"train": tmp_path / "t.csv"}).fingerprint()
+
+
+def test_a_damaged_image_is_named_without_the_stream_it_came_from(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    (tmp_path / "i" / "train" / "a").mkdir(parents=True)
+    (tmp_path / "i" / "train" / "a" / "x.png").write_bytes(b"rubbish")
+    with pytest.raises(DataError, match=r"x\.png: not a readable image: \w+: cannot identify image file$"):
+        Images(path=tmp_path / "i").open(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        (["val.en", "val.de", "valid.en", "valid.de"], r"val\.en and valid\.en stand for the same"),
+        (["test.en", "test.de", "train.en"], r"train\.en: no such file for 'de' beside it"),
+        (["test.en", "test.de", "train.de"], r"train\.de: no such file for 'en' beside it"),
+        (["train.en", "train.en.gz", "train.de"], r"train\.en and train\.en\.gz stand for the same"),
+    ],
+)
+def test_sides_of_a_translation_that_are_missing_or_ambiguous(tmp_path: Path, names: list[str], complaint: str) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=complaint):
+        ParallelText(source="en", target="de", folder=tmp_path).splits()
+
+
 def test_names_in_an_archive_cannot_lead_outside(tmp_path: Path) -> None:
     pytest.importorskip("PIL")
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
@@ -429,6 +578,70 @@ def test_hugging_face_folders(tmp_path: Path, task: str) -> None:
             ).open(tmp_path / "cache")  # fmt: skip
     with pytest.raises(DataError, match="no such folder"):
         HuggingFace(path=str(tmp_path / "absent"), splits={"dev": "validation"}).fingerprint()
+
+
+def hugging_face_pairs(folder: Path, rows: list[dict[str, Any]], **options: Any) -> HuggingFace:
+    folder.mkdir(exist_ok=True)
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return HuggingFace(path=str(folder), splits={"train": "train"}, task="pairs", **options)
+
+
+def test_every_column_that_is_named_must_be_there(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    rows = [{"left": "a", "right": "b", "score": 1.0}]
+    columns = {"gold": "scor"}
+    with pytest.raises(DataError, match="has no column 'scor' for 'gold'; did you mean 'score'"):
+        hugging_face_pairs(tmp_path / "p", rows, columns=columns).open(tmp_path / "cache")
+    data = hugging_face_pairs(tmp_path / "p", rows).open(tmp_path / "cache")
+    assert isinstance(data, PairData) and data.splits["train"].gold is None
+
+
+def test_a_pair_without_a_score_among_others_is_a_bad_line(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    golds = [None, 0.5, None, 1.0]
+    rows = [{"left": f"l{number}", "right": "r", "gold": gold} for number, gold in enumerate(golds)]
+    with pytest.raises(DataError, match=":1: no score, where other rows have one"):
+        hugging_face_pairs(tmp_path / "p", rows).open(tmp_path / "cache")
+    dataset = hugging_face_pairs(tmp_path / "p", rows, on_error="skip")
+    data = dataset.open(tmp_path / "cache")
+    assert isinstance(data, PairData) and data.splits["train"].gold is not None
+    assert data.splits["train"].gold.tolist() == [0.5, 1.0] and data.splits["train"].left.text(1) == "l3"
+    assert [line for line, _ in dataset.skipped(tmp_path / "cache")[0].first] == [1, 3]
+
+
+def test_translations_of_the_hub_are_carved(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "t").mkdir()
+    rows = "".join(f'{{"en": "a{number}", "de": "b{number}"}}\n' for number in range(40))
+    (tmp_path / "t" / "train.jsonl").write_text(rows, encoding="utf-8")
+    dataset = HuggingFace(
+        path=str(tmp_path / "t"), splits={"train": "train"}, task="translation", dev_share=0.3,
+        columns={"source": "en", "target": "de"},
+    )  # fmt: skip
+    data = dataset.open(tmp_path / "cache")
+    assert isinstance(data, ParallelData) and list(data.splits) == dataset.splits() == ["train", "dev"]
+    train, dev = data.splits["train"], data.splits["dev"]
+    assert len(train.source) + len(dev.source) == 40 and 4 < len(dev.source) < 20
+    assert not {text for _, text in train.source.iterate()} & {text for _, text in dev.source.iterate()}
+    assert dev.target.text(0) == dev.source.text(0).replace("a", "b")
+
+
+def test_slices_of_saved_data_sets(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict({"left": ["a", "b", "c", "d"], "right": ["e"] * 4})
+    datasets.DatasetDict({"train": table}).save_to_disk(tmp_path / "several")
+    table.save_to_disk(tmp_path / "one")
+
+    def texts(folder: str, **splits: str) -> dict[str, list[str]]:
+        data = HuggingFace(path=str(tmp_path / folder), splits=splits, task="pairs").open(tmp_path / "cache")
+        assert isinstance(data, PairData)
+        return {split: [text for _, text in pairs.left.iterate()] for split, pairs in data.splits.items()}
+
+    for folder in ("several", "one"):
+        assert texts(folder, dev="train[:1]", train="train[25%:]") == {"dev": ["a"], "train": ["b", "c", "d"]}
+        with pytest.raises(DataError, match="split 'test' cannot be loaded.*Unknown split \"test\""):
+            texts(folder, train="train", test="test")
+    assert texts("one", dev="validation") == {"dev": ["a", "b", "c", "d"]}
 
 
 def test_ir_datasets_by_id_and_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

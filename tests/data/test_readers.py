@@ -136,6 +136,8 @@ def test_judgements_in_three_layouts(tmp_path: Path) -> None:
     assert spaces == [(2, "q 1", "d 1", 1)]
     with pytest.raises(DataError, match=":2: 3 columns .* expected 4"):
         rows(read_judgements, write(tmp_path, "1 0 a 2\n1\tb\t1\n"))
+    with pytest.raises(DataError, match=":1: 3 columns in '1 a 2', expected 4; three are read between tabs only"):
+        rows(read_judgements, write(tmp_path, "1 a 2\n"))
 
 
 def test_titles_join_with_a_blank(tmp_path: Path) -> None:
@@ -156,6 +158,11 @@ def test_records_of_the_two_jsonl_layouts(tmp_path: Path) -> None:
     path = write(tmp_path, '{"qid": 5, "question": "q", "positive": "a"}')
     (record,) = rows(read_ranking_records, path)
     assert (record.id, record.query, list(record.positives), list(record.negatives)) == ("5", "q", ["a"], [])
+    path = write(
+        tmp_path, '{"query": "q", "positive_passages": [{"docid": "1", "title": "T", "text": "a"}, {"text": "b"}, "c"]}'
+    )
+    (record,) = rows(read_ranking_records, path)
+    assert record.positives == ["T a", "b", "c"]
     path = write(tmp_path, '{"qid": "5", "pos": [1, "2"], "neg": {"bm25": [3], "dense": []}}')
     (lists,) = rows(read_hard_negatives, path)
     assert (lists.query, lists.positives, lists.negatives) == ("5", ["1", "2"], {"bm25": ["3"], "dense": []})
@@ -201,6 +208,8 @@ def test_score_files_in_every_layout(tmp_path: Path) -> None:
     margin = read_scores(write(tmp_path, "3\t-1.5\tq\ta\tb\n"))
     assert margin.scores == expected and margin.triples == [("q", "a", "b")] and margin.margin("q", "a", "b") == 4.5
     assert read_scores(write(tmp_path, "q Q0 a 1 3 t\nq Q0 b 2 -1.5 t\n")).scores == expected
+    assert read_scores(write(tmp_path, "q Q0 a 1 3\nq Q0 b 2 -1.5\n")).scores == expected
+    assert read_scores(write(tmp_path, "1 0 17 1 3.0\n")).scores == {"1": {"17": 3.0}}
     assert read_scores(write(tmp_path, '{"qid": "q", "pids": ["a", "b"], "scores": [3, -1.5]}')).scores == expected
     assert read_scores(write(tmp_path, '{"qid": "q", "scores": {"a": 3, "b": -1.5}}')).scores == expected
     texts = {"query": "q", "pos": ["a"], "neg": ["b"], "pos_scores": [3], "neg_scores": [-1.5]}

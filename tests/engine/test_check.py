@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
+from tiny import write_beir, write_bert
 from whole_runs import STAGES, run
 
 import kdfw
 from kdfw.cli import main
+from kdfw.errors import TrainingError
 
 
 def test_every_stage_gets_a_batch_without_training(workspace: Path, tmp_path: Path):
@@ -66,3 +70,41 @@ def test_folders_may_be_given_as_texts(workspace: Path, tmp_path: Path):
     swept = kdfw.sweep(only, seeds=1, out=str(tmp_path / "sweep"), cache=str(tmp_path / "cache"))
     assert swept.folder == tmp_path / "sweep"
     assert kdfw.diagnose(only, **folders)["stages"] == []
+
+
+def test_a_split_whose_labels_are_missing_is_refused_before_a_step(tmp_path: Path):
+    pytest.importorskip("datasets")
+    (tmp_path / "pairs").mkdir()
+    rows = "".join(f'{{"left": "water {number}", "right": "stone"}}\n' for number in range(4))
+    (tmp_path / "pairs" / "train.jsonl").write_text(rows, encoding="utf-8")
+    write_bert(tmp_path / "bert")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"data: {{type: huggingface, path: {tmp_path}/pairs, task: pairs, splits: {{train: train}}}}\n"
+        f"models: {{s: {{type: bi-encoder, base: {tmp_path}/bert, max_query_tokens: 32, max_passage_tokens: 32}}}}\n"
+        "stages: [{type: train, student: s, losses: [{type: mse, target: labels}], train: {steps: 1}}]\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(TrainingError, match="the loss 'mse' needs labels, and the split 'train' .* has none"):
+        kdfw.check(recipe, out=tmp_path / "run", cache=tmp_path / "cache")
+
+
+def test_lines_left_out_are_said_by_check_manifest_and_report(tmp_path: Path, capsys):
+    write_beir(tmp_path / "beir")
+    with (tmp_path / "beir" / "corpus.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write("rubbish\n")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"data: {{type: beir, folder: {tmp_path}/beir, on_error: skip}}\n"
+        "stages: [{name: one, type: mine, retriever: bm25}, {name: two, type: mine, retriever: bm25, depth: 3}]\n",
+        encoding="utf-8",
+    )
+    places = ["--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]
+    for _ in range(2):  # the second time the data comes from the cache
+        assert main(["check", str(recipe), *places]) == 2
+        assert capsys.readouterr().out.count("corpus.jsonl: skipped 1 lines that cannot be read: line 61: not") == 1
+    kdfw.run(recipe, out=tmp_path / "run", cache=tmp_path / "cache")
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))
+    (entry,) = manifest["skipped lines"]["data"]
+    assert entry["count"] == 1 and entry["first"][0].startswith("line 61: not valid JSON")
+    assert "line 61: not valid JSON" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tiny import write_bert
 
 from kdfw.errors import ConfigError
 from kdfw.plugins import registry
@@ -74,3 +75,35 @@ def test_models_of_images_for_texts(tmp_path: Path, student: str) -> None:
         "bi-encoder": "a model that does not serve the task classification; it serves: pairs, ranking",
     }
     assert expected[student.partition(",")[0]] in found
+
+
+def test_losses_that_need_labels_on_splits_that_have_none(tmp_path: Path) -> None:
+    (tmp_path / "p.tsv").write_text("one\tother\n")
+    write_bert(tmp_path / "bert", layers=1)
+    text = f"""\
+data:
+  pairs: {{type: tsv-pairs, files: {{train: {tmp_path}/p.tsv}}, unlabelled: [train]}}
+  bare: {{type: tsv-pairs, files: {{train: {tmp_path}/p.tsv}}, gold: null, left: 0, right: 1}}
+  texts: {{type: text-classification, files: {{train: {tmp_path}/p.tsv}}, unlabelled: [train]}}
+models:
+  student: {{type: bi-encoder, base: {tmp_path}/bert}}
+  labels: {{type: text-classifier, base: {tmp_path}/bert}}
+stages:
+  - {{name: gold, type: train, student: student, losses: [{{type: mse, target: labels}}]}}
+  - {{name: teacher, type: train, student: student, teachers: [student], losses: [mse]}}
+  - {{name: none, type: train, data: bare, student: student, losses: [{{type: mse, target: labels}}]}}
+  - {{name: classes, type: train, data: texts, student: labels, losses: [cross-entropy]}}
+"""
+    found = [line.partition(";")[0] for line in problems(text)]
+    needs = "a loss that needs labels, of which the split 'train' has none"
+    assert found == [f"r.yaml:{line}: stages[{line - 9}].losses[0]: {needs}" for line in (9, 11, 12)]
+
+
+def test_the_short_form_knows_the_task_of_data_that_are_given_one(tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    write_bert(tmp_path / "bert", layers=1)
+    text = (
+        f"data: {{type: huggingface, path: {tmp_path}/hub, task: classification, splits: {{train: a, test: b}}}}\n"
+        f"student: {{type: text-classifier, base: {tmp_path}/bert}}\n"
+    )
+    assert problems(text) == []

@@ -170,3 +170,14 @@ def test_an_empty_corpus_gives_empty_lists(tmp_path: Path) -> None:
     context = Context(tmp_path, models={"m": CharacterModel()})
     ranking = Dense(model="m").search(ranking_data(Texts([]), QUERIES), QUERIES, 3, context)
     assert len(ranking) == 9 and len(ranking.passages) == 0
+
+
+@pytest.mark.parametrize(
+    "options", [IVF(lists=64), PQ(bytes_per_vector=16), IVFPQ(lists=64, bytes_per_vector=16)], ids=lambda o: o.type
+)
+def test_few_passages_are_indexed_without_a_word(
+    options: IVF | PQ | IVFPQ, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store, _ = clustered(tmp_path / "v", 500, 32)
+    build_index(store, options, tmp_path)
+    assert "".join(capfd.readouterr()) == ""
