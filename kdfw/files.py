@@ -81,6 +81,17 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises: OSError when it cannot be read, ValueError when it is no JSON or nested too deeply.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 @contextlib.contextmanager
 def naming_full_disk(what: str, folder: Path) -> Iterator[None]:
     """Turns the many faces of a disk that is full or read-only into one ArtifactError that says what to do.

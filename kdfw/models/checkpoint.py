@@ -20,6 +20,7 @@ from torch import nn
 from kdfw.amounts import Amount, unknown
 from kdfw.components import Model
 from kdfw.errors import ArtifactError, ConfigError, DataError, KdfwError, MissingDependencyError, PluginError
+from kdfw.files import read_json
 from kdfw.fingerprint import file_digest
 
 FILE = "kdfw.json"
@@ -131,8 +132,8 @@ def configuration(base: str, revision: str | None = None) -> dict[str, Any] | No
     if folder is None:
         return None
     try:
-        read = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        read = read_json(folder / "config.json")
+    except (OSError, ValueError):
         return {}
     return read if isinstance(read, dict) else {}
 
@@ -198,8 +199,8 @@ def refuse_own_code(folder: Path, allow_remote_code: bool) -> None:
         if not path.is_file():
             continue
         try:
-            parsed = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+            parsed = read_json(path)
+        except ValueError as error:
             raise DataError(f"{path}: not readable as JSON ({error})") from error
         if isinstance(parsed, dict) and parsed.get("auto_map") and not allow_remote_code:
             raise ConfigError(
@@ -417,7 +418,7 @@ def image_normalisation(source: Path | str, revision: str | None) -> dict[str, l
 
     try:
         path = cached_file(str(source), "preprocessor_config.json", revision=_at(source, revision))
-        found = json.loads(Path(str(path)).read_text(encoding="utf-8"))
+        found = read_json(Path(str(path)))
         return {"mean": [float(v) for v in found["image_mean"]], "std": [float(v) for v in found["image_std"]]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
@@ -476,10 +477,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     """The contents of `kdfw.json`. Raises: DataError when there is none or it is damaged."""
     path = folder / FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         raise DataError(f"{folder}: no {FILE}, so it was not saved by kdfw; name it as the `base` of a model") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: damaged ({error})") from error
     if not isinstance(found, dict) or not isinstance(found.get("type"), str):
         raise ArtifactError(f"{path}: damaged (no `type`)")
