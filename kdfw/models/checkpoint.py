@@ -20,7 +20,7 @@ from torch import nn
 from kdfw.amounts import Amount, unknown
 from kdfw.components import Model
 from kdfw.errors import ArtifactError, ConfigError, DataError, KdfwError, MissingDependencyError, PluginError
-from kdfw.files import read_json
+from kdfw.files import existing_folder, read_json
 from kdfw.fingerprint import file_digest
 
 FILE = "kdfw.json"
@@ -59,8 +59,8 @@ def locate(base: str) -> Path | None:
         if folder is None:
             raise ConfigError(f"base: the package {name!r} has no folder `model` with a config.json")
         return folder
-    folder = Path(base).expanduser()
-    if folder.is_dir():
+    folder = existing_folder(base)
+    if folder is not None:
         if not (folder / "config.json").is_file() and not (folder / FILE).is_file():
             raise ConfigError(f"base: {folder} has no config.json, so it is not a model folder")
         return folder
@@ -189,6 +189,27 @@ def check_folder(folder: Path, allow_remote_code: bool) -> None:
         raise ConfigError(
             f"{folder}: {what}; kdfw reads safetensors only. Convert it with transformers: "
             "AutoModel.from_pretrained(...).save_pretrained(..., safe_serialization=True)"
+        )
+    for path in sorted(folder.glob("*.index.json")):
+        _check_shards(path)
+
+
+def _check_shards(path: Path) -> None:
+    """Refuse an index of weights that names anything but safetensors files beside it.
+
+    What it names is loaded whatever it is: a file outside is in no fingerprint, and a pickle can run code.
+    """
+    try:
+        index = read_json(path)
+        named = index["weight_map"].values()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: not readable as an index of weights ({error})") from error
+    beside = {file.name for file in path.parent.glob("*.safetensors") if file.is_file()}
+    strange = [name for name in named if not isinstance(name, str) or name not in beside]
+    if strange:
+        raise ConfigError(
+            f"{path}: names {str(strange[0])[:100]!r}, which is no .safetensors file of this folder; kdfw reads no "
+            "other weights. Remove the index if the weights are whole without it, or save the model again"
         )
 
 
