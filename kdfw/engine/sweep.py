@@ -61,6 +61,8 @@ def sweep(
     if "WORLD_SIZE" in os.environ:
         fix = "start it once, without a launcher; --processes N is for each of its runs"
         raise ConfigError(Problem(where="sweep", found="one of several processes", fix=fix))
+    if processes < 1:
+        raise ConfigError(Problem(where="processes", found=str(processes), fix="a whole number from 1 on"))
     path = find_recipe(recipe)
     out, cells = cells_of(path, settings, axes_of(grid), seeds, out)
     _check_baseline(cells, baseline)
