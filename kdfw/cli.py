@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     run = add("run", _run, "run a recipe, or go on where it stopped")
     recipe_arguments(run)
-    run.add_argument("--processes", type=int, default=1, metavar="N", help="processes on this machine")
+    run.add_argument("--processes", type=_from_one, default=1, metavar="N", help="processes on this machine")
     run.add_argument("--fresh", action="store_true", help="start anew; the old run is kept under another name")
     run.add_argument("--offline", action="store_true", help="never ask a hub for a model or data set")
     run.add_argument(
@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     sweep.add_argument("--plan", action="store_true", help="print the runs and what is cached; run nothing")
     sweep.add_argument("--baseline", help="what the others are tested against; default: the first values of the grid")
     sweep.add_argument("--measure", action="append", help="of the comparison; may be repeated; default: all")
-    sweep.add_argument("--processes", type=int, default=1, metavar="N", help="processes of each run")
+    sweep.add_argument("--processes", type=_from_one, default=1, metavar="N", help="processes of each run")
     sweep.add_argument("--offline", action="store_true", help="never ask a hub for a model or data set")
     sweep.add_argument("--trust-remote-code", action="store_true", help="let model folders run their own code")
     sweep.add_argument("--json", action="store_true", help="as JSON")
@@ -138,6 +138,12 @@ def set_up_logging(*, verbose: bool = False) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
     for ours in ("kdfw", "kdfw_plugins"):
         logging.getLogger(ours).setLevel(logging.WARNING if not main else logging.DEBUG if verbose else logging.INFO)
+
+
+def _from_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
 
 
 def _message(error: KdfwError) -> str:

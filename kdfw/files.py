@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from kdfw.errors import ArtifactError, KdfwError
+from kdfw.errors import ArtifactError, ConfigError, KdfwError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +79,42 @@ def write_lines(path: Path, lines: Iterable[str | bytes], pack: bool | None = No
 def write_json(path: Path, value: Any) -> None:
     """`write_atomic` of indented JSON with sorted keys."""
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def existing_folder(name: str) -> Path | None:
+    """The folder of a name, with its `~` filled in; None when there is none.
+
+    Raises: ConfigError for what can be the name of none on this machine.
+    """
+    try:
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError) as error:  # too long, not to be looked at, the home of nobody
+        said = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{name[:100]!r} cannot be a folder: {said}") from None
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises: OSError when it cannot be read, ValueError when it is no JSON or nested too deeply.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def plain_yaml(text: str) -> Any:
+    """The value of YAML text that nobody has checked, in plain types. Raises: ValueError when there is none."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except MemoryError:
+        raise
+    except Exception as error:  # of the values PyYAML cannot make (`!!bool x`) it raises whatever it comes across
+        raise ValueError(f"not readable as YAML: {type(error).__name__}") from None
 
 
 @contextlib.contextmanager

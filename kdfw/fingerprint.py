@@ -9,8 +9,11 @@ from typing import Any
 
 
 def fingerprint(value: Any) -> str:
-    """32 hex digits of the canonical JSON form of a plain value."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=True)
+    """32 hex digits of the canonical JSON form of a plain value. Raises: ValueError when it is nested too deeply."""
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=True)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from kdfw.data.table import TextTable, TextTableWriter
 from kdfw.errors import ArtifactError, DataError, MissingDependencyError
-from kdfw.files import load_array
+from kdfw.files import load_array, read_json
 
 MAX_IMAGE_BYTES = 1 << 26
 """A larger file is not read: it is no image of a data set, or a trap."""
@@ -31,7 +31,7 @@ class ImageTable(TextTable):
         super().__init__(folder)
         try:
             self._pixels = load_array(folder / "pixels.npy").view(np.ndarray)
-            facts = json.loads((folder / "pixels.json").read_text(encoding="utf-8"))
+            facts = read_json(folder / "pixels.json")
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{folder}: damaged images ({error}); delete it and run again") from error
         self.mean: list[float] = facts["mean"]

@@ -20,6 +20,7 @@ from kdfw.data.sizes import measured
 from kdfw.data.store import build_folder, read_manifest, remembered_digest
 from kdfw.data.table import TextTable, hash_id
 from kdfw.errors import ArtifactError, DataError
+from kdfw.files import read_json
 from kdfw.fingerprint import fingerprint
 from kdfw.types import Qrels
 
@@ -231,5 +232,5 @@ def write_strings(path: Path, values: Sequence[str]) -> None:
 
 def read_strings(path: Path) -> list[str]:
     """A list written by `write_strings`."""
-    found: list[str] = json.loads(path.read_text(encoding="utf-8"))
+    found: list[str] = read_json(path)
     return found

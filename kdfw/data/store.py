@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kdfw.errors import ArtifactError, DataError
-from kdfw.files import replacing
+from kdfw.files import read_json, replacing
 from kdfw.fingerprint import file_digest, fingerprint
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises ArtifactError naming the first file that is missing or has another size, and for a changed manifest.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
         if manifest.pop("checksum") != fingerprint(manifest):
             raise ValueError("its checksum is another")
         sizes = {name: int(entry["size"]) for name, entry in manifest["files"].items()}

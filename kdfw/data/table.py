@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 from array import array
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from kdfw.data.lines import BadLines
 from kdfw.data.store import build_folder, read_manifest, verify_digests, write_manifest
 from kdfw.errors import ArtifactError, DataError
+from kdfw.files import read_json
 
 FORMAT = "kdfw-texts-1"
 _WALK_BYTES = 1 << 22
@@ -159,7 +159,7 @@ class TextTable:
             with TextTableWriter(place) as writer:
                 for number, (id, text) in enumerate(zip(ids, texts, strict=True), start=1):
                     writer.add(id, text, number)
-            return json.loads((place / "manifest.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+            return read_json(place / "manifest.json")  # type: ignore[no-any-return]
 
         if folder.exists():
             existing = cls(folder)

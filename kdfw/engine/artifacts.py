@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdfw.errors import ArtifactError
-from kdfw.files import files_below, sync_file, sync_folder, write_json
+from kdfw.files import files_below, read_json, sync_file, sync_folder, write_json
 from kdfw.fingerprint import file_digest
 from kdfw.fingerprint import fingerprint as fingerprint_of
 
@@ -133,12 +133,13 @@ class ArtifactStore:
 
     def _fault(self, folder: Path, fingerprint: str) -> str | None:
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_json(folder / MANIFEST)
             checksum = manifest.pop("checksum")
             files, found = manifest["files"], manifest["fingerprint"]
+            known = fingerprint_of(manifest)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return f"{MANIFEST} cannot be read"
-        if checksum != fingerprint_of(manifest):
+        if checksum != known:
             return f"{MANIFEST} has another checksum than when it was written"
         if found != fingerprint:
             return f"{MANIFEST} is of another artifact"
@@ -156,7 +157,7 @@ class ArtifactStore:
 def read_artifact(folder: Path) -> Artifact | None:
     """What the manifest of a folder says, without looking at its files; None when there is no manifest."""
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        found = read_json(folder / MANIFEST)
         return Artifact(
             folder=folder,
             kind=found["kind"],

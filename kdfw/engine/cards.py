@@ -11,6 +11,7 @@ import yaml
 
 from kdfw.components import Loss
 from kdfw.engine import licences
+from kdfw.files import read_json
 from kdfw.models.tokenize import FIRST_TOKENS
 from kdfw.options import Spec
 from kdfw.recipe.plan import Plan, PlannedStage, Target
@@ -80,7 +81,7 @@ def files_of(folder: Path) -> dict[str, Any]:
 
     def read(name: str) -> Mapping[str, Any]:
         try:
-            found = json.loads((folder / name).read_text(encoding="utf-8"))
+            found = read_json(folder / name)
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}

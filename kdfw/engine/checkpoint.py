@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from kdfw.errors import ArtifactError
-from kdfw.files import files_below, sync_file, sync_folder, write_atomic, write_json
+from kdfw.files import files_below, read_json, sync_file, sync_folder, write_atomic, write_json
 from kdfw.fingerprint import file_digest
 
 log = logging.getLogger("kdfw")
@@ -107,7 +106,7 @@ def latest(folder: Path) -> Path | None:
 def is_whole(checkpoint: Path) -> bool:
     """Whether its checksums hold."""
     try:
-        digests = json.loads((checkpoint / "checksums.json").read_text(encoding="utf-8"))
+        digests = read_json(checkpoint / "checksums.json")
         return bool(digests) and all(file_digest(checkpoint / name) == digest for name, digest in digests.items())
     except (OSError, ValueError, AttributeError, TypeError):
         return False
@@ -121,7 +120,7 @@ def require_whole(checkpoint: Path) -> None:
 
 def _referred(checkpoint: Path) -> Path | None:
     try:
-        step = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["refers"]
+        step = read_json(checkpoint / "state.json")["refers"]
         return None if step is None or step == step_of(checkpoint) else place(checkpoint.parent, step)
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -146,9 +145,9 @@ def restore(
         module.load_state_dict(load_file(checkpoint / f"{name}.weights.safetensors"))
     for name, optimizer in optimizers.items():
         tensors = load_file(checkpoint / f"{name}.optimizer.safetensors")
-        numbers = json.loads((checkpoint / f"{name}.optimizer.json").read_text(encoding="utf-8"))
+        numbers = read_json(checkpoint / f"{name}.optimizer.json")
         _unflatten(optimizer, tensors, numbers)
-    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    state: dict[str, Any] = read_json(checkpoint / "state.json")
     return state
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from kdfw.engine.run import default_cache, default_out, do_stage
 from kdfw.engine.runtime import Runtime
 from kdfw.engine.train_stage import Train
 from kdfw.errors import ConfigError, DataError, Problem
+from kdfw.files import read_json
 from kdfw.models.checkpoint import go_offline
 from kdfw.recipe.plan import Plan, PlannedStage
 
@@ -56,12 +56,15 @@ def diagnose(
 
 def _of_run(folder: Path, stage: str | None, cache: Path | None, offline: bool) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json(folder / "manifest.json")
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: no run folder (manifest.json: {error}); `kdfw run` writes one") from error
+    data = manifest.get("data") if isinstance(manifest, dict) else None
+    if not isinstance(data, dict):
+        raise DataError(f"{folder / 'manifest.json'}: damaged (no `data`); `kdfw run` of its recipe writes it anew")
     planned = plan(folder / "recipe.yaml")
     runtime = _runtime(planned, folder, cache, offline)
-    for name, known in manifest.get("data", {}).items():
+    for name, known in data.items():
         if planned.data_fingerprints.get(name) != known:
             raise DataError(f"{folder}: the data set {name!r} is no longer what the run used; diagnose its recipe anew")
     for one in planned.stages:

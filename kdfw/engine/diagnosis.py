@@ -28,7 +28,7 @@ from kdfw.engine.training import Trainer
 from kdfw.errors import ConfigError, Problem, one_of
 from kdfw.evaluation import diagnostics
 from kdfw.evaluation.diagnostics import ScoredList, warn
-from kdfw.files import write_json
+from kdfw.files import read_json, write_json
 from kdfw.models.precision import numerics
 from kdfw.recipe.plan import Plan, PlannedStage, Target
 from kdfw.teachers.score_stage import Score
@@ -550,7 +550,7 @@ def _logged(path: Path, key: str) -> list[float]:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

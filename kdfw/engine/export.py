@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdfw import __version__
 from kdfw.errors import ConfigError, KdfwError, one_of
-from kdfw.files import files_below, inside, sync_file, write_atomic, write_json
+from kdfw.files import files_below, inside, read_json, sync_file, write_atomic, write_json
 
 if TYPE_CHECKING:
     from kdfw.components import Model
@@ -29,9 +28,9 @@ ONNX_FACTS = "onnx.json"
 def trained_stages(run: Path) -> dict[str, Path]:
     """Stage name -> folder of every finished stage that left a model, in order. Raises ConfigError for no run."""
     try:
-        plan: dict[str, Any] = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+        plan: dict[str, Any] = read_json(run / "plan.json")
         stages = [(str(stage["name"]), str(stage["folder"])) for stage in plan["stages"]]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError):
         raise ConfigError(f"{run}: not a run folder (no readable plan.json)") from None
     found = {}
     for name, place in stages:

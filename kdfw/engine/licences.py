@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from kdfw.errors import KdfwError
+from kdfw.errors import ConfigError, KdfwError
+from kdfw.files import existing_folder
 from kdfw.models.checkpoint import locate
+from kdfw.recipe.source import parse
 
 CARD_BYTES = 65_536
 """Of a README.md, how much is read for its header."""
@@ -31,21 +30,23 @@ def of_data(options: Mapping[str, Any]) -> str:
     for name in ("folder", "path"):
         place = options.get(name)
         if isinstance(place, (str, Path)) and str(place):
-            folder = Path(place).expanduser()
-            return of_card(folder / "README.md") if folder.is_dir() else _of_hub(str(place), "dataset")
+            folder = existing_folder(str(place))
+            return of_card(folder / "README.md") if folder is not None else _of_hub(str(place), "dataset")
     return ""
 
 
 def of_card(path: Path) -> str:
     """The key `license` in the YAML header of a card; empty for a file without one."""
     try:
+        if not path.is_file():
+            return ""
         with path.open(encoding="utf-8", errors="replace") as stream:
-            text = stream.read(CARD_BYTES)
-        match = re.match(r"---\s*\n(.*?)\n---\s*\n", text, re.DOTALL)
-        header = yaml.safe_load(match[1]) if match else None
-    except (OSError, yaml.YAMLError, ValueError, RecursionError):
+            first, *lines = [line.rstrip() for line in stream.read(CARD_BYTES).splitlines()] or [""]
+        if first != "---" or "---" not in lines:
+            return ""
+        given = parse("\n".join(lines[: lines.index("---")])).value.get("license")
+    except (OSError, ConfigError):
         return ""
-    given = header.get("license") if isinstance(header, dict) else None
     names = given if isinstance(given, list) else [given]
     return ", ".join(name for name in names if isinstance(name, str))
 

@@ -28,7 +28,7 @@ from kdfw.engine.diagnosis import FILE as DIAGNOSIS
 from kdfw.engine.diagnosis import write_diagnosis
 from kdfw.engine.runtime import Context, Runtime
 from kdfw.errors import ArtifactError
-from kdfw.files import clear_leftovers, files_below, link_or_copy, naming_full_disk, write_atomic, write_json
+from kdfw.files import clear_leftovers, files_below, link_or_copy, naming_full_disk, read_json, write_atomic, write_json
 from kdfw.fingerprint import file_digest
 from kdfw.memory import return_freed_memory
 from kdfw.models.precision import numerics
@@ -41,6 +41,7 @@ from kdfw.report import write_report
 log = logging.getLogger("kdfw")
 PATIENCE_SECONDS = 60.0
 """How long a process waits to see what the main process has written."""
+RUN_MANIFEST = "manifest.json"
 LOCK, HOLDER = ".lock", ".holder"
 """In a run folder: what the process that works in it has locked, and who that is."""
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "faiss-cpu", "bm25s", "ranx", "tokenizers")
@@ -114,7 +115,8 @@ def run_plan(
 def _run_stages(runtime: Runtime) -> RunResult:
     """Every stage of the plan, then the report. The run folder is ours."""
     plan, out, store, workers = runtime.plan, runtime.out, runtime.store, runtime.workers
-    before = is_finished(out, plan)
+    known = finished_manifest(out, plan)
+    before = known is not None
     if workers.main:
         _write_recipe(out, plan)
     for name in _to_fetch(runtime):
@@ -150,12 +152,14 @@ def _run_stages(runtime: Runtime) -> RunResult:
             _write_manifest(out, runtime, records, finished=False)
     report = None
     if workers.main:
-        if not (before and not worked):
-            _write_manifest(out, runtime, records, finished=True)
         with naming_full_disk("report", out):
             write_cards(out, plan, summaries)
-            if worked or not (out / DIAGNOSIS).exists():
+            if worked or known is None:
                 write_diagnosis(runtime)
+                _write_manifest(out, runtime, records, finished=True)
+            elif known.get("diagnosis") != _diagnosis_digest(out):
+                write_diagnosis(runtime)
+                write_json(out / RUN_MANIFEST, {**known, "diagnosis": _diagnosis_digest(out)})
             report = write_report(out)
     barrier(workers)
     return RunResult(folder=out, stages=stages, summaries=summaries, nothing_to_do=before and not worked, report=report)
@@ -307,7 +311,7 @@ def _materialise(artifact: Artifact, target: Path) -> None:
 def _holds(target: Path, artifact: Artifact) -> bool:
     """Whether a stage folder is the artifact's very files, or whole copies of them."""
     try:
-        listed = json.loads((artifact.folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        listed = read_json(artifact.folder / MANIFEST)["files"]
         if (target / MANIFEST).read_bytes() != (artifact.folder / MANIFEST).read_bytes():
             return False
         return all(
@@ -318,14 +322,20 @@ def _holds(target: Path, artifact: Artifact) -> bool:
         return False
 
 
-def is_finished(out: Path, plan: Plan) -> bool:
-    """Whether the run folder holds a finished run of this very plan."""
+def finished_manifest(out: Path, plan: Plan) -> dict[str, Any] | None:
+    """The manifest of a run folder that holds a finished run of this very plan; None otherwise, and when damaged."""
     try:
-        manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    have = [stage.get("fingerprint") for stage in manifest.get("stages", [])]
-    return bool(manifest.get("finished")) and have == [planned.fingerprint for planned in plan.stages]
+        manifest: dict[str, Any] = read_json(out / RUN_MANIFEST)
+        have = [stage["fingerprint"] for stage in manifest["stages"]]
+        finished = manifest["finished"] is True
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return manifest if finished and have == [planned.fingerprint for planned in plan.stages] else None
+
+
+def _diagnosis_digest(out: Path) -> str | None:
+    """Of the diagnosis in a run folder; None when there is none, as of a run that could not be diagnosed."""
+    return file_digest(out / DIAGNOSIS) if (out / DIAGNOSIS).is_file() else None
 
 
 def _write_recipe(out: Path, plan: Plan) -> None:
@@ -352,7 +362,7 @@ def _write_recipe(out: Path, plan: Plan) -> None:
 
 def _write_manifest(out: Path, runtime: Runtime, records: Sequence[Mapping[str, Any]], finished: bool) -> None:
     write_json(
-        out / "manifest.json",
+        out / RUN_MANIFEST,
         {
             "kdfw": __version__,
             "name": runtime.plan.recipe.name,
@@ -371,6 +381,7 @@ def _write_manifest(out: Path, runtime: Runtime, records: Sequence[Mapping[str, 
             "models": dict(runtime.plan.model_fingerprints),
             "recipe": fingerprints.fingerprint(json.loads(json.dumps(runtime.plan.recipe.resolved, default=str))),
             "stages": list(records),
+            "diagnosis": _diagnosis_digest(out) if finished else None,
         },
     )
 

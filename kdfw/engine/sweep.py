@@ -20,7 +20,7 @@ from kdfw.engine.api import columns, find_recipe, plan_rows
 from kdfw.engine.artifacts import ArtifactStore
 from kdfw.engine.cells import Cell, axes_of, cells_of
 from kdfw.engine.launch import launch
-from kdfw.engine.run import LOCK, default_cache, is_finished
+from kdfw.engine.run import LOCK, default_cache, finished_manifest
 from kdfw.engine.sweep_result import CellResult, SweepResult, choice_of, sweep_text, sweep_values
 from kdfw.errors import ConfigError, DataError, Problem, one_of
 from kdfw.evaluation.compare import compare_evaluation
@@ -61,6 +61,8 @@ def sweep(
     if "WORLD_SIZE" in os.environ:
         fix = "start it once, without a launcher; --processes N is for each of its runs"
         raise ConfigError(Problem(where="sweep", found="one of several processes", fix=fix))
+    if processes < 1:
+        raise ConfigError(Problem(where="processes", found=str(processes), fix="a whole number from 1 on"))
     path = find_recipe(recipe)
     out, cells = cells_of(path, settings, axes_of(grid), seeds, Path(out) if out else None)
     _check_baseline(cells, baseline)
@@ -105,7 +107,7 @@ def plan_text(
                 "name": cell.name,
                 "settings": list(cell.settings),
                 "seed": cell.seed,
-                "finished": is_finished(cell.folder, cell.plan),
+                "finished": finished_manifest(cell.folder, cell.plan) is not None,
                 "to_do": [row["name"] for row in to_do if row["fingerprint"] not in made],
                 "shared": [row["name"] for row in to_do if row["fingerprint"] in made],
                 "cached": [row["name"] for row in stages if row["cached"]],
@@ -127,7 +129,7 @@ def plan_text(
 def _run_cell(recipe: Path, cell: Cell, title: str, flags: Sequence[str]) -> CellResult:
     """Run one cell unless it is finished. Raises KeyboardInterrupt when it was stopped."""
     _wait_for_others(cell.folder)
-    if is_finished(cell.folder, cell.plan):
+    if finished_manifest(cell.folder, cell.plan) is not None:
         log.info("%s: finished already", title)
         return CellResult(cell=cell, code=0)
     path = cell.folder.with_name(f"{cell.name}.log")

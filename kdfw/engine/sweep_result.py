@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from kdfw.engine.cells import Cell
 from kdfw.evaluation.compare import comparison_table
 from kdfw.evaluation.table import Style, grid, number, read_result
+from kdfw.files import read_json
 
 BEST_DEV = "best dev "
 """Before the name of the measure, in the summary of a training stage that chose its checkpoint on a dev split."""
@@ -101,7 +101,7 @@ def choice_of(cells: Sequence[Cell]) -> Choice | None:
 
 def _best_dev(cell: Cell, stage: str) -> tuple[str, float]:
     """(measure, value) of a training stage's best checkpoint; an empty name where none was chosen."""
-    manifest = json.loads((cell.folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_json(cell.folder / "manifest.json")
     summary: dict[str, Any] = next((row["summary"] for row in manifest["stages"] if row["name"] == stage), {})
     found = [(key.removeprefix(BEST_DEV), float(value)) for key, value in summary.items() if key.startswith(BEST_DEV)]
     return found[0] if found else ("", 0.0)

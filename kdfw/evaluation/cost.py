@@ -6,10 +6,11 @@ cost is part of the training time, `making_seconds`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from kdfw.files import read_json
 
 MONEY = "cost_"
 """Before the currency in the summary of a stage whose teacher is paid for."""
@@ -60,11 +61,11 @@ def _ancestors(name: str, stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _stages(run: Path) -> dict[str, dict[str, Any]]:
     """Stages of a run folder by name: type, inputs, seconds and summary."""
     try:
-        planned = json.loads((run / "plan.json").read_text(encoding="utf-8"))["stages"]
+        planned = read_json(run / "plan.json")["stages"]
         found = {}
         for stage in planned:
             folder = run / "stages" / Path(stage["folder"]).name
-            made = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
+            made = read_json(folder / "artifact.json")
             found[str(stage["name"])] = {
                 "type": str(stage["type"]),
                 "folder": folder.name,

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from kdfw.errors import DataError, one_of
 from kdfw.evaluation.cost import costs_of
 from kdfw.evaluation.table import benchmark_note, read_result
+from kdfw.files import plain_yaml
 from kdfw.fingerprint import fingerprint
 from kdfw.types import Qrels
 
@@ -208,9 +208,9 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 def _recipe_of(run: Path) -> tuple[str, int | None]:
     """(hash of a run's recipe without seed and names, its seed); empty and None where it cannot be read."""
     try:
-        recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+        recipe = plain_yaml((run / "recipe.yaml").read_text(encoding="utf-8"))
         seed = recipe["seed"]
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "", None
     rest = {key: value for key, value in recipe.items() if key not in ("seed", "name", "description", "trackers")}
     return fingerprint(json.loads(json.dumps(rest, default=str))), seed if isinstance(seed, int) else None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from kdfw.errors import DataError
+from kdfw.files import read_json
 
 Style = Literal["text", "markdown", "latex"]
 HUNDREDS = ("spearman", "pearson", "macro-spearman", "auc", "bleu", "chrf")
@@ -23,10 +23,10 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        result: dict[str, Any] = read_json(path)
         timing = folder / "timing.json"
         if timing.is_file():
-            for name, facts in json.loads(timing.read_text(encoding="utf-8")).items():
+            for name, facts in read_json(timing).items():
                 result["systems"][name] |= facts
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged: {error}; run the stage again") from error

@@ -22,6 +22,7 @@ from torch import nn
 from kdfw.amounts import Amount, unknown
 from kdfw.components import Model
 from kdfw.errors import ArtifactError, ConfigError, DataError, KdfwError, MissingDependencyError, PluginError
+from kdfw.files import existing_folder, read_json
 from kdfw.fingerprint import file_digest
 
 FILE = "kdfw.json"
@@ -62,8 +63,8 @@ def locate(base: str) -> Path | None:
         if folder is None:
             raise ConfigError(f"base: the package {name!r} has no folder `model` with a config.json")
         return folder
-    folder = Path(base).expanduser()
-    if folder.is_dir():
+    folder = existing_folder(base)
+    if folder is not None:
         if not (folder / "config.json").is_file() and not (folder / FILE).is_file():
             raise ConfigError(f"base: {folder} has no config.json, so it is not a model folder")
         return folder
@@ -166,8 +167,8 @@ def configuration(base: str, revision: str | None = None) -> dict[str, Any] | No
     if folder is None:
         return None
     try:
-        read = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        read = read_json(folder / "config.json")
+    except (OSError, ValueError):
         return {}
     return read if isinstance(read, dict) else {}
 
@@ -230,6 +231,27 @@ def check_folder(folder: Path, allow_remote_code: bool) -> None:
             f"{folder}: {what}; kdfw reads safetensors only. Convert it with transformers: "
             "AutoModel.from_pretrained(...).save_pretrained(..., safe_serialization=True)"
         )
+    for path in sorted(folder.glob("*.index.json")):
+        _check_shards(path)
+
+
+def _check_shards(path: Path) -> None:
+    """Refuse an index of weights that names anything but safetensors files beside it.
+
+    What it names is loaded whatever it is: a file outside is in no fingerprint, and a pickle can run code.
+    """
+    try:
+        index = read_json(path)
+        named = index["weight_map"].values()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: not readable as an index of weights ({error})") from error
+    beside = {file.name for file in path.parent.glob("*.safetensors") if file.is_file()}
+    strange = [name for name in named if not isinstance(name, str) or name not in beside]
+    if strange:
+        raise ConfigError(
+            f"{path}: names {str(strange[0])[:100]!r}, which is no .safetensors file of this folder; kdfw reads no "
+            "other weights. Remove the index if the weights are whole without it, or save the model again"
+        )
 
 
 def refuse_own_code(folder: Path, allow_remote_code: bool) -> None:
@@ -239,8 +261,8 @@ def refuse_own_code(folder: Path, allow_remote_code: bool) -> None:
         if not path.is_file():
             continue
         try:
-            parsed = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+            parsed = read_json(path)
+        except ValueError as error:
             raise DataError(f"{path}: not readable as JSON ({error})") from error
         if isinstance(parsed, dict) and parsed.get("auto_map") and not allow_remote_code:
             raise ConfigError(
@@ -525,7 +547,7 @@ def image_normalisation(source: Path | str, revision: str | None) -> dict[str, l
 
     try:
         path = cached_file(str(source), "preprocessor_config.json", revision=_at(source, revision))
-        found = json.loads(Path(str(path)).read_text(encoding="utf-8"))
+        found = read_json(Path(str(path)))
         return {"mean": [float(v) for v in found["image_mean"]], "std": [float(v) for v in found["image_std"]]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
@@ -584,10 +606,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     """The contents of `kdfw.json`. Raises: DataError when there is none or it is damaged."""
     path = folder / FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         raise DataError(f"{folder}: no {FILE}, so it was not saved by kdfw; name it as the `base` of a model") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: damaged ({error})") from error
     if not isinstance(found, dict) or not isinstance(found.get("type"), str):
         raise ArtifactError(f"{path}: damaged (no `type`)")

@@ -43,6 +43,8 @@ TOP_KEYS = {
     "evaluate": "short form: options of the closing evaluation",
 }
 MAX_CYCLES = 1000
+MAX_STAGES = 10_000
+"""Of a recipe once its blocks are repeated; planning takes milliseconds for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -507,6 +509,10 @@ def _entries(
             return
         if cycle:
             problems.append(Problem(where=source.where(path), found="a repeated block in a repeated block"))
+            return
+        if len(seen) + count * len(block) > MAX_STAGES:
+            found = f"{count} cycles of {len(block)} stages"
+            problems.append(Problem(where=source.where(path), found=found, fix=f"at most {MAX_STAGES} stages in all"))
             return
         for number in range(1, count + 1):
             fresh = problems if number == 1 else []  # the same faults in every cycle are one fault

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from kdfw.files import plain_yaml
 from kdfw.report.numbers import as_number
 
 MAX_LINES = 200_000
@@ -101,8 +100,8 @@ class _Reader:
         plan = mapping(self._json(self.folder / "plan.json"))
         text = self._text(self.folder / "recipe.yaml") or ""
         try:
-            recipe = mapping(yaml.safe_load(text))
-        except (yaml.YAMLError, ValueError, RecursionError):
+            recipe = mapping(plain_yaml(text))
+        except ValueError:
             recipe = {}
             self.notes.append("recipe.yaml is not valid YAML")
         records = {str(record.get("name")): record for record in mappings(manifest.get("stages"))}

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from kdfw.components import Retriever
 from kdfw.errors import ConfigError, MissingDependencyError
-from kdfw.files import load_array
+from kdfw.files import load_array, read_json
 from kdfw.fingerprint import fingerprint
 from kdfw.retrieval.postings import Entries, Postings, invert
 from kdfw.retrieval.queries import search_in_shares
@@ -276,7 +276,7 @@ class BM25(Retriever):
             build(corpus, self.analyzer, self.formula, folder)
 
         folder = kept(context.cache / "bm25" / key, make)
-        terms = json.loads((folder / "vocab.index.json").read_text(encoding="utf-8"))
+        terms = read_json(folder / "vocab.index.json")
         absent = folder / "nonoccurrence_array.index.npy"
         return Index(
             postings=Postings.open(folder, len(corpus)),

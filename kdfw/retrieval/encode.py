@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kdfw.errors import ArtifactError, ConfigError, DataError
-from kdfw.files import load_array, replacing
+from kdfw.files import load_array, read_json, replacing
 from kdfw.fingerprint import fingerprint
 from kdfw.retrieval.store import writing
 
@@ -63,7 +63,7 @@ class Windows:
         if number in self._checked:
             return True
         try:
-            mark = json.loads(self._mark(number).read_text(encoding="utf-8"))
+            mark = read_json(self._mark(number))
             good = bool(mark["digest"] == self.digest(number))
         except (OSError, EOFError, ValueError, KeyError, TypeError):
             good = False

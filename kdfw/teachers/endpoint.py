@@ -19,12 +19,14 @@ import contextlib
 import email.utils
 import hashlib
 import http.client
+import io
 import json
 import logging
 import math
 import os
 import random
 import re
+import socket
 import threading
 import time
 import urllib.error
@@ -60,6 +62,14 @@ LISTWISE = (
 MAX_ANSWER_BYTES = 1 << 22
 MAX_WAIT_SECONDS = 120.0
 """Longest wait before a try, whatever the server asks for."""
+LEAST_LOGPROB = -1e5
+"""What is below, or above its negative, is no log probability; servers write -9999 for an impossible token."""
+MAX_TOKENS = 1 << 31
+"""A usage above it is no count of tokens of one request."""
+SHOWN = 300
+"""Characters of a server's own words in a message."""
+KEY_PREFIX = 6
+"""So many first characters of the key are cut out where a text ends with them: it may have been cut inside the key."""
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _log = logging.getLogger("kdfw")
 
@@ -119,7 +129,7 @@ def log_odds(top: Sequence[Mapping[str, Any]]) -> float:
     lowest = 0.0
     for entry in top:
         value = float(entry["logprob"])
-        if not math.isfinite(value):
+        if not abs(value) <= -LEAST_LOGPROB:  # not a number neither
             continue
         lowest = min(lowest, value)
         word = str(entry["token"]).strip().strip("\"'.,*▁Ġ").lower()
@@ -206,6 +216,11 @@ class OpenAI(Teacher):
             )
         if budget is not None and not (price_per_1k_input or price_per_1k_output):
             raise ConfigError("openai: a budget needs price_per_1k_input and price_per_1k_output, or use token_budget")
+        if api_key_env is not None and not re.fullmatch(r"\w+_(KEY|TOKEN)", api_key_env):
+            raise ConfigError(
+                f"openai: api_key_env is {api_key_env!r}, and must end in _KEY or _TOKEN: a recipe says where the "
+                "variable is sent, so it may not name any; copy the key into one such as MY_HOST_API_KEY"
+            )
         if template is None:
             template = LISTWISE if mode == "listwise" else (POINTWISE if answer == "yes-no" else GRADED)
         check_template(template, "openai", ("query", "passages") if mode == "listwise" else ("query", "passage"))
@@ -274,7 +289,7 @@ class OpenAI(Teacher):
         self._workers = context.workers.world_size
         stage = hashlib.blake2b(str(context.folder.name).encode(), digest_size=8).hexdigest()
         self._meter = _Meter(folder if self._store.writable else None, stage, context.workers.rank)
-        handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
+        handlers: list[urllib.request.BaseHandler] = [_NoRedirects(), _Http(), _Https()]
         address = urllib.parse.urlsplit(self.base_url)
         if address.hostname in ("localhost", "127.0.0.1", "::1"):
             handlers.append(urllib.request.ProxyHandler({}))
@@ -335,7 +350,7 @@ class OpenAI(Teacher):
     def score(
         self, query: Sequence[str], passages: Sequence[Sequence[str]], ids: Sequence[tuple[str, Sequence[str]]]
     ) -> list[np.ndarray]:
-        """Scores, through the store. NaN only for a pair whose answers never made sense (counted as `unusable`).
+        """Scores, through the store. NaN only for a pair, or a list, whose answers never made sense (`unusable`).
 
         Raises: BudgetError before a request that might exceed the budget, EndpointError when the endpoint fails.
             Everything scored until then is stored.
@@ -411,17 +426,20 @@ class OpenAI(Teacher):
         def read(answer: Mapping[str, Any]) -> float:
             if self.answer == "yes-no":
                 return log_odds(_top_logprobs(answer))
-            found = re.search(r"(?<![\d.])(\d{1,3}(?:\.\d+)?)", _content(answer))
-            if found is None or float(found.group(1)) > self.highest_grade:
+            found = re.search(r"(?<![\d.])((?:(?<!\w)[-\u2212])?)(\d{1,3}(?:\.\d+)?)", _content(answer))
+            if found is None or found[1] or float(found[2]) > self.highest_grade:
                 raise _Nonsense("no grade in the answer")
-            return float(found.group(1))
+            return float(found[2])
 
         options = {"logprobs": True, "top_logprobs": 20} if self.answer == "yes-no" else {}
         value = self._sensible(prompt, options, read)
         return math.nan if value is None else float(value)
 
     def _sort(self, query: str, passages: Sequence[str]) -> np.ndarray:
-        """Scores D - 1 ... 0 by the order that sliding windows give; needs one request for each window not stored."""
+        """Scores D - 1 ... 0 by the order that sliding windows give; needs one request for each window not stored.
+
+        All NaN when a window's answers made no sense: the order it came in is the first retriever's, not the teacher's.
+        """
         order = list(range(len(passages)))
         texts = [self._cut(text) for text in passages]
         if len(order) > 1:
@@ -430,13 +448,18 @@ class OpenAI(Teacher):
                 if len(window) < 2:
                     continue
                 places = self._window(query, [texts[place] for place in window])
+                if places is None:
+                    return np.full(len(passages), np.nan, dtype=np.float32)
                 order[begin:end] = [window[place] for place in places]
         scores = np.empty(len(order), dtype=np.float32)
         scores[order] = np.arange(len(order) - 1, -1, -1, dtype=np.float32)
         return scores
 
-    def _window(self, query: str, texts: Sequence[str]) -> list[int]:
-        """The order of one window: stored under the query and (window, passage) hashes as the place of each passage."""
+    def _window(self, query: str, texts: Sequence[str]) -> list[int] | None:
+        """The order of one window: stored under the query and (window, passage) hashes as the place of each passage.
+
+        None, and nothing stored, when none of its answers made sense: another run asks again.
+        """
         assert self._store is not None
         whole = json.dumps(list(texts), ensure_ascii=True)
         prints = [f"{place}\x00{whole}" for place in range(len(texts))]
@@ -457,7 +480,7 @@ class OpenAI(Teacher):
 
         order: list[int] | None = self._sensible(prompt, {}, read)
         if order is None:
-            return list(range(len(texts)))  # not stored: another run asks again
+            return None
         places = np.empty(len(texts), dtype=np.float32)
         places[order] = np.arange(len(texts), dtype=np.float32)
         self._keep(keys, places)
@@ -527,7 +550,7 @@ class OpenAI(Teacher):
             if number < self.retries:
                 self._sleep(number, wait)
         raise EndpointError(
-            f"openai: {self.base_url} failed {self.retries + 1} times: {self._redact(faults[-1])}. What was scored is "
+            f"openai: {self.base_url} failed {self.retries + 1} times: {faults[-1]}. What was scored is "
             "stored; run again when the endpoint is well, or raise `retries`, `timeout_seconds`"
         )
 
@@ -567,12 +590,12 @@ class OpenAI(Teacher):
         try:
             with self._opener.open(request, timeout=self.timeout_seconds) as response:
                 raw = response.read(MAX_ANSWER_BYTES + 1)
-            return _choice(raw)
+            return _choice(raw, self._shown)
         except urllib.error.HTTPError as error:
             said = ""
             with error, contextlib.suppress(OSError, http.client.HTTPException):
-                said = self._redact(error.read(2000).decode("utf-8", "replace")).strip()
-            text = f"HTTP {error.code} {self._redact(str(error.reason))}: {said[:300]}".rstrip(": ")
+                said = self._shown(error.read(MAX_ANSWER_BYTES).decode("utf-8", "replace"))
+            text = f"HTTP {error.code} {self._shown(str(error.reason))}: {said}".rstrip(": ")
             if error.code in _RETRIED:
                 fault = _Again(text, _retry_after(error.headers.get("Retry-After")))
             elif error.code in (401, 403):
@@ -580,26 +603,38 @@ class OpenAI(Teacher):
             else:
                 fault = EndpointError(f"openai: {self.base_url}: {text}; the request will not do better a second time")
         except _Nonsense as error:
-            fault = _Again(self._redact(str(error)), None, charged=True)
+            fault = _Again(str(error), None, charged=True)
         except TimeoutError:
             fault = _Again(f"no answer within {self.timeout_seconds:g} seconds", None, charged=True)
         except (OSError, http.client.HTTPException) as error:
             slow = isinstance(getattr(error, "reason", None), TimeoutError)
-            fault = _Again(self._redact(f"{type(error).__name__}: {error}"), None, charged=slow)
+            fault = _Again(self._shown(f"{type(error).__name__}: {error}"), None, charged=slow)
         raise fault from None  # the cause could show request headers
 
+    def _shown(self, text: str, length: int = SHOWN) -> str:
+        """The beginning of what a server says. The key goes before the cut, which could leave most of it."""
+        return self._redact(text).strip()[:length]
+
     def _redact(self, text: str) -> str:
-        """The text without the key, in any of the forms it might come back in."""
+        """The text without the key, in any of the forms it might come back in, and without a first part at its end."""
         if not self._key:
             return text
+        quoted = urllib.parse.quote(self._key, safe="")
         forms = {
             self._key,
-            urllib.parse.quote(self._key, safe=""),
+            quoted,
+            re.sub("%..", lambda code: code[0].lower(), quoted),
             json.dumps(self._key)[1:-1],
+            json.dumps(self._key)[1:-1].replace("/", "\\/"),  # as PHP writes JSON
             base64.b64encode(self._key.encode()).decode(),
         }
-        for form in sorted(forms, key=len, reverse=True):
+        longest_first = sorted(forms, key=len, reverse=True)
+        for form in longest_first:
             text = text.replace(form, "[key]")
+        for form in longest_first:
+            for length in range(len(form) - 1, KEY_PREFIX - 1, -1):
+                if text.endswith(form[:length]):
+                    return text[:-length] + "[key]"
         return text
 
     def __repr__(self) -> str:
@@ -627,6 +662,59 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None  # urllib then raises the 3xx answer as an HTTPError
 
 
+class _Pieces(io.RawIOBase):
+    """What a socket gives until a moment, so that a server that sends a byte now and then is not waited for."""
+
+    def __init__(self, raw: Any, connection: socket.socket) -> None:
+        super().__init__()
+        self._raw = raw
+        self._socket = connection
+        wait = connection.gettimeout()
+        self._end = math.inf if wait is None else time.monotonic() + wait
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> Any:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(min(left, threading.TIMEOUT_MAX))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer whose header and body together take no longer than the socket's timeout, which is for one read."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp = io.BufferedReader(_Pieces(self.fp.detach(), sock))
+
+
+class _InTime:
+    """A handler of urllib whose connections answer with `_Response`."""
+
+    def do_open(self, http_class: Any, req: Any, **arguments: Any) -> Any:
+        def connection(*place: Any, **options: Any) -> Any:
+            made = http_class(*place, **options)
+            made.response_class = _Response
+            return made
+
+        return super().do_open(connection, req, **arguments)  # type: ignore[misc]
+
+
+class _Http(_InTime, urllib.request.HTTPHandler):
+    pass
+
+
+class _Https(_InTime, urllib.request.HTTPSHandler):
+    pass
+
+
 class _Meter:
     """What was spent, in memory and as lines of a file for each process, so that a resumed stage goes on counting.
 
@@ -646,7 +734,7 @@ class _Meter:
                     sent, received, cost = json.loads(line)
                     self.sent, self.received = self.sent + int(sent), self.received + int(received)
                     self.cost += float(cost)
-                except (ValueError, TypeError):
+                except (ValueError, TypeError, OverflowError, RecursionError):
                     continue  # a line torn by a kill: at most one request
         self.cost_before, self.tokens_before = self.cost, self.tokens
 
@@ -681,12 +769,12 @@ def _retry_after(value: str | None) -> float | None:
         pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
-def _choice(raw: bytes) -> tuple[Mapping[str, Any], tuple[int, int] | None]:
-    """First choice and usage of a chat completion. Raises _Nonsense when it is none."""
+def _choice(raw: bytes, shown: Callable[[str, int], str]) -> tuple[Mapping[str, Any], tuple[int, int] | None]:
+    """First choice and usage of a chat completion. Raises _Nonsense when it is none, with its beginning as `shown`."""
     if len(raw) > MAX_ANSWER_BYTES:
         raise _Nonsense(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
     try:
@@ -695,21 +783,34 @@ def _choice(raw: bytes) -> tuple[Mapping[str, Any], tuple[int, int] | None]:
         if not isinstance(choice["message"], dict):
             raise TypeError
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        start = raw[:80].decode("utf-8", "replace")
+        start = shown(raw.decode("utf-8", "replace"), 80)
         raise _Nonsense(f"not a chat completion: {start!r}") from None
     usage = answer.get("usage")
     try:
         counted = (int(usage["prompt_tokens"]), int(usage["completion_tokens"]))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return choice, None
-    return choice, counted if min(counted) >= 0 else None
+    return choice, counted if min(counted) >= 0 and max(counted) <= MAX_TOKENS else None
 
 
 def _content(choice: Mapping[str, Any]) -> str:
     content = choice["message"].get("content")
     if not isinstance(content, str):
         raise _Nonsense("an answer without text")
-    return re.sub(r"(?s)<think>.*?</think>", "", content)  # thoughts name passages too
+    return without_thoughts(content)
+
+
+def without_thoughts(text: str) -> str:
+    """The text without what stands in `<think>`, to its end where that is not closed: thoughts name passages too."""
+    kept = []
+    at = 0
+    while (begin := text.find("<think>", at)) >= 0:
+        kept.append(text[at:begin])
+        end = text.find("</think>", begin)
+        if end < 0:
+            return "".join(kept)
+        at = end + len("</think>")
+    return "".join([*kept, text[at:]])
 
 
 def _top_logprobs(choice: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -721,5 +822,5 @@ def _top_logprobs(choice: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     try:
         top = list(given["content"][0]["top_logprobs"])
         return [{"token": str(entry["token"]), "logprob": float(entry["logprob"])} for entry in top]
-    except (KeyError, IndexError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         raise _Nonsense("log probabilities that are not readable") from None

@@ -37,12 +37,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kdfw.errors import ArtifactError
-from kdfw.files import replacing
+from kdfw.files import read_json, replacing
 
 Words = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
+META = "store.json"
 FORMAT = 1
 LOG_PAIRS = 1 << 16
 """A log of this many pairs becomes a segment."""
@@ -301,7 +302,7 @@ class ScoreStore:
                 self._settle_meta(describe or {})
         except OSError as error:
             self._memory_only(error)
-            self._check_meta()
+            self._meta_is_whole()
         self._refresh()
 
     # ------------------------------------------------------------ reading
@@ -380,28 +381,47 @@ class ScoreStore:
         self.writable = False
 
     def _settle_meta(self, describe: dict[str, Any]) -> None:
-        if not (self.folder / "store.json").exists():
+        if not self._meta_is_whole():
             text = json.dumps({"format": FORMAT, "width": self.width, "teacher": describe}, indent=1, sort_keys=True)
-            with replacing(self.folder / "store.json") as file:
+            with replacing(self.folder / META) as file:
                 file.write(text.encode())
-        self._check_meta()
         for leftover in self.folder.glob("*.tmp"):  # of a killed writer: the lock is ours
             leftover.unlink(missing_ok=True)
 
-    def _check_meta(self) -> None:
-        path = self.folder / "store.json"
+    def _meta_is_whole(self) -> bool:
+        """Whether `store.json` is there and readable; where it is not, the blocks say what the store holds.
+
+        Raises: ArtifactError when the store is of another format or width.
+        """
+        path = self.folder / META
+        found = None
         try:
-            meta = json.loads(path.read_text(encoding="utf-8"))
+            meta = read_json(path)
             found = (meta["format"], meta["width"])
         except FileNotFoundError:
-            return
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{path}: not readable ({error}); delete the folder {self.folder}") from error
-        if found != (FORMAT, self.width):
-            raise ArtifactError(
-                f"{path}: format {found[0]} with {found[1]} values a pair; expected format {FORMAT} with {self.width}; "
-                "delete the folder or use another cache"
-            )
+            pass
+        except (ValueError, KeyError, TypeError):
+            _logger.warning("%s: damaged; the scores beside it are not, and it is written again", path)
+        if found == (FORMAT, self.width):
+            return True
+        width = self._width_of_blocks()
+        if width is not None:
+            found = (FORMAT, width)
+        if found is None or found == (FORMAT, self.width):
+            return False
+        raise ArtifactError(
+            f"{path}: format {found[0]} with {found[1]} values a pair; expected format {FORMAT} with {self.width}; "
+            "delete the folder or use another cache"
+        )
+
+    def _width_of_blocks(self) -> int | None:
+        """What the first good header of a block says; None without one."""
+        for name, size in self._files().items():
+            if size:
+                raw = np.memmap(self.folder / name, dtype=np.uint8, mode="r").data
+                if (at := _next_header(raw, 0)) >= 0:
+                    return int(_HEADER.unpack(raw[at : at + _HEADER.size])[2])
+        return None
 
     def _files(self) -> dict[str, int]:
         try:

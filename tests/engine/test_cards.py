@@ -244,6 +244,14 @@ def write_idx(folder: Path, rng: Any) -> None:
         ("---\nlicense: 3\n---\n", ""),
         ("---\n{unclosed\n---\n", ""),
         ("---\n- a list\n---\n", ""),
+        ("---\nlicense: !!bool xyz\n---\n", ""),
+        ("---\nlicense: !!timestamp abc\n---\n", "abc"),
+        ('---\nlicense: !!int ""\n---\n', ""),
+        ("---\r\nlicense: mit\r\n---", "mit"),
+        ("---\n" + "\n" * 60_000, ""),
+        ("---" + " \n" * 30_000, ""),
+        ("---\nlicense: " + "[" * 50_000 + "\n---\n", ""),
+        ("", ""),
     ],
 )
 def test_a_licence_is_what_the_header_of_a_card_gives(tmp_path: Path, text: str, expected: str) -> None:

@@ -120,6 +120,21 @@ def test_the_whole_grid_is_checked_before_anything_runs(root: Path, tmp_path: Pa
         assert message in capsys.readouterr().err and not out.exists()
 
 
+@pytest.mark.parametrize("command", ["run", "sweep"])
+@pytest.mark.parametrize("number", ["0", "-1", "1.5", "\u0663x", ""])
+def test_fewer_than_one_process_is_refused(command: str, number: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "quickstart", f"--processes={number}"])
+    assert caught.value.code == 2 and "no whole number from 1 on" in capsys.readouterr().err
+
+
+def test_fewer_than_one_process_is_refused_from_python() -> None:
+    import kdfw
+
+    with pytest.raises(ConfigError, match="whole number from 1 on"):
+        kdfw.sweep("quickstart", seeds=2, processes=0)
+
+
 def test_a_sweep_is_started_once(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["sweep", str(root / "plain.yaml"), "--seeds", "2"]) == 2

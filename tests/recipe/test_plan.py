@@ -261,6 +261,13 @@ stages:
     assert made.stage("end").inputs == ("fit#1",)
 
 
+def test_more_stages_than_can_be_planned_in_time_are_refused(registry: Registry):
+    inner = "".join(f"      - {{name: m{number}, type: mine}}\n" for number in range(100))
+    text = f"data: {{type: toy}}\nstages:\n  - repeat: 101\n    stages:\n{inner}"
+    (found,) = problems(text, registry)
+    assert "101 cycles of 100 stages; at most 10000 stages in all" in found
+
+
 def test_faults_in_a_repeated_block_are_reported_once(registry: Registry):
     text = "data: {type: toy}\nstages:\n  - repeat: 3\n    stages:\n      - {type: mine, depht: 1}\n"
     found = problems(text, registry)

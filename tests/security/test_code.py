@@ -72,11 +72,12 @@ def test_tags_in_recipes_and_settings_are_refused(workspace: Path, tmp_path: Pat
     assert not mark.exists() and "antigravity" not in sys.modules
 
 
-def test_the_report_of_a_hostile_run_folder_runs_nothing(tmp_path: Path, mark: Path):
+@pytest.mark.parametrize("name", [TAGS[1], "!!bool xyz", "!!timestamp abc", '!!int ""', "!!binary é", "&a [*a]"])
+def test_the_report_of_a_hostile_run_folder_runs_nothing(tmp_path: Path, mark: Path, name: str):
     from kdfw.report import write_report
 
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.yaml").write_text(f"name: {TAGS[1].format(mark=mark)}\n", encoding="utf-8")
+    (tmp_path / "run" / "recipe.yaml").write_text(f"name: {name.format(mark=mark)}\n", encoding="utf-8")
     (tmp_path / "run" / "manifest.json").write_text('{"name": "x", "stages": []}', encoding="utf-8")
     write_report(tmp_path / "run")
     assert not mark.exists()
@@ -100,6 +101,38 @@ def test_pickles_beside_the_weights_are_not_opened(workspace: Path, student: Pat
     (student / "vocab.pkl").write_bytes(evil_pickle(mark))
     train_with(workspace, student, tmp_path)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "named", ["../outside.safetensors", "other.bin", "gone.safetensors", "sub/x.safetensors", 7, None]
+)
+def test_an_index_of_weights_names_safetensors_of_its_folder_only(
+    workspace: Path, student: Path, tmp_path: Path, mark: Path, named: object
+):
+    """Others would be loaded, and are in no fingerprint."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(student / "model.safetensors")
+    (student / "model.safetensors").unlink()
+    (student / "sub").mkdir()
+    for place in ("x.safetensors", "../outside.safetensors", "sub/x.safetensors"):
+        save_file(tensors, student / place, metadata={"format": "pt"})
+    evil_torch_file(student / "other.bin", mark)
+    names = dict.fromkeys(tensors, "x.safetensors")
+    index = student / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    train_with(workspace, student, tmp_path)
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {**names, next(iter(names)): named}}))
+    with pytest.raises(ConfigError, match=r"model\.safetensors\.index\.json: names"):
+        train_with(workspace, student, tmp_path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"weight_map": []}', b"[" * 100_000])
+def test_an_index_of_weights_that_is_none_is_named(workspace: Path, student: Path, tmp_path: Path, content: bytes):
+    (student / "model.safetensors.index.json").write_bytes(content)
+    with pytest.raises(ConfigError, match="not readable as an index of weights"):
+        train_with(workspace, student, tmp_path)
 
 
 def with_own_code(student: Path, mark: Path, file: str, key: dict[str, object]) -> None:

@@ -182,6 +182,49 @@ def test_a_damaged_block_is_named_and_its_pairs_can_be_stored_again(
     assert found.all() and np.array_equal(got, scores)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"{",
+        b"[" * 100_000,
+        b"\xff",
+        b'{"format": 1, "width": 3}',
+        b'{"format": [], "width": {}}',
+        None,
+    ],
+)
+def test_a_damaged_store_json_costs_no_score(tmp_path: Path, damage: bytes | None) -> None:
+    keys, scores = many(0, 30)
+    ScoreStore(tmp_path, describe={"model": "m"}).put(keys, scores)
+    whole = (tmp_path / "store.json").read_bytes()
+    if damage is None:
+        (tmp_path / "store.json").unlink()
+    else:
+        (tmp_path / "store.json").write_bytes(damage)
+    got, found = ScoreStore(tmp_path, describe={"model": "m"}).get(keys)
+    assert found.all() and np.array_equal(got, scores)
+    assert (tmp_path / "store.json").read_bytes() == whole
+
+
+@pytest.mark.parametrize("meta", [None, b"{"])
+def test_a_store_of_another_width_is_refused(tmp_path: Path, meta: bytes | None) -> None:
+    ScoreStore(tmp_path).put(*many(0, 30))
+    if meta is not None:
+        (tmp_path / "store.json").write_bytes(meta)
+    with pytest.raises(ArtifactError, match="format 1 with 1 values a pair; expected format 1 with 2"):
+        ScoreStore(tmp_path, width=2)
+
+
+@pytest.mark.parametrize("content", ['{"format": 2, "width": 1}', '{"format": 1, "width": 3}'])
+def test_an_empty_store_of_another_kind_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "store.json").write_text(content)
+    with pytest.raises(ArtifactError, match="expected format 1 with 1"):
+        ScoreStore(tmp_path)
+
+
 def test_a_segment_cut_short_is_named(tmp_path: Path, small: None, caplog: pytest.LogCaptureFixture) -> None:
     keys, scores = many(0, 60)
     ScoreStore(tmp_path).put(keys, scores)
