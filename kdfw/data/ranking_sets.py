@@ -66,8 +66,13 @@ def find_file(folder: Path, names: Sequence[str], what: str) -> Path:
 
 
 def only_file(found: Sequence[Path]) -> Path:
-    """The one file there is; of several nobody can say which is meant. Raises: DataError naming two of them."""
-    if len(found) > 1:
+    """The one file there is. A file is read, and not its packed form beside it, as unpacking leaves the two.
+
+    Raises: DataError naming two others: nobody can say which is meant.
+    """
+    if len(found) > 1 and {path.name for path in found} == {found[0].name, f"{found[0].name}.gz"}:
+        log.info("%s: is read, and not %s.gz beside it", found[0], found[0].name)
+    elif len(found) > 1:
         raise DataError(f"{found[0]} and {found[1].name} stand for the same; remove one of the two, or name the file")
     return found[0]
 
