@@ -500,6 +500,12 @@ def _expand(value: Any, at: Path, where: Where, problems: list[Problem]) -> Any:
     if missing:
         fix = f"set it: export {missing[1]}=..."
         problems.append(Problem(where=where(at), found=f"the environment variable {missing[1]} is not set", fix=fix))
+    try:
+        FilePath(text).exists()
+    except OSError as error:  # too long, or in a folder that may not be looked into
+        problems.append(
+            Problem(where=where(at), found=f"the path {text[:100]!r}", fix=f"it cannot be: {error.strerror}")
+        )
     return FilePath(text)
 
 

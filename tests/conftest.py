@@ -23,7 +23,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny models and data, and a recipe through every stage kind (`whole_runs`). Read-only for tests."""
+    """Tiny models and data, and a recipe of many stages (`whole_runs`). Read-only for tests."""
     from whole_runs import write_workspace
 
     return write_workspace(tmp_path_factory.mktemp("workspace"))

@@ -38,7 +38,7 @@ stages:
   - {{name: vectors, type: encode, model: distill}}
   - {{name: test, type: evaluate, split: test, models: [distill], against: [bm25], measures: [nDCG@10, R@100]}}
 """
-"""Every stage kind there is, in a second."""
+"""Most stage kinds there are, in a second."""
 STAGES = ("mined", "scores", "distill", "hard", "kept", "vectors", "test")
 
 

@@ -27,6 +27,7 @@ from kdfw.data.sets import Data
 from kdfw.data.store import missing_file
 from kdfw.data.table import word_fault
 from kdfw.errors import ConfigError, DataError, MissingDependencyError, one_of
+from kdfw.files import existing_folder
 from kdfw.types import Qrels
 
 Task = Literal["ranking", "pairs", "classification", "translation"]
@@ -90,14 +91,13 @@ class HuggingFace(IngestedDataset):
         super().__init__(name=name, on_error=on_error, decisive=decisive)
 
     def _local(self) -> Path | None:
-        path = Path(self._path).expanduser()
-        return path if path.is_dir() else None
+        return existing_folder(self._path)
 
     def files(self) -> Mapping[str, Path]:
         place = self._local()
         if place is None:
             if self._path.startswith((".", "/", "~")):
-                raise missing_file(Path(self._path).expanduser(), "folder")
+                raise missing_file(Path(self._path), "folder")
             return {}
         return {str(path.relative_to(place)): path for path in sorted(place.rglob("*")) if path.is_file()}
 

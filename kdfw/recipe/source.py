@@ -201,7 +201,13 @@ class _Builder:
             if tag == "bool":
                 return text.lower() in ("true", "yes", "on")
             if tag == "int":
-                return int(text.replace("_", ""), 0) if not re.match(r"^[-+]?0\d", text) else int(text)
+                number = int(text.replace("_", ""), 0) if not re.match(r"^[-+]?0\d", text) else int(text)
+                if not -(1 << 63) <= number < 1 << 63:
+                    problem = Problem(
+                        where=self._at(node), found="a whole number beyond 64 bits", fix="write a smaller one"
+                    )
+                    self.problems.append(problem)
+                return number
             if tag == "float":
                 lowered = text.lower().replace("_", "")
                 if lowered.lstrip("+-") in (".inf", ".nan"):

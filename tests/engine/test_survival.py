@@ -13,8 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from whole_runs import STAGES, in_child, results, run
+from whole_runs import RECIPE, STAGES, in_child, results, run
 
+from kdfw.plugins import registry
+
+EVERY_KIND = (
+    RECIPE
+    + """\
+  - {{name: joined, type: ensemble, of: [scores]}}
+  - {{name: best, type: select, of: [distill]}}
+"""
+)
+EVERY_STAGE = (*STAGES, "joined", "best")
 ROUNDS = 4
 """Kills in each stage; two at random moments, two in the middle of a random write."""
 WRITES = ("fsync", "replace")
@@ -92,24 +102,36 @@ def run_and_interrupt(recipe: Path, out: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+def recipe(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workspace's, with a stage of every kind."""
+    path = tmp_path_factory.mktemp("every-kind") / "recipe.yaml"
+    path.write_text(EVERY_KIND.format(root=workspace), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
     """A finished run, and what each of its stages took."""
     root = tmp_path_factory.mktemp("undisturbed")
-    assert in_child(watched, workspace / "recipe.yaml", root / "run", root / "notes.json") == 0
+    assert in_child(watched, recipe, root / "run", root / "notes.json") == 0
     yield root / "run", json.loads((root / "notes.json").read_text(encoding="utf-8"))
 
 
+def test_there_is_a_stage_of_every_kind(undisturbed: tuple[Path, dict[str, Any]]):
+    plan = json.loads((undisturbed[0] / "plan.json").read_text(encoding="utf-8"))
+    assert {stage["type"] for stage in plan["stages"]} == set(registry().names("stage"))
+
+
 @pytest.mark.slow
-def test_kills_in_every_stage_change_nothing(workspace: Path, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path):
+def test_kills_in_every_stage_change_nothing(recipe: Path, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path):
     finished, took = undisturbed
-    assert set(took) == set(STAGES)
+    assert set(took) == set(EVERY_STAGE)
     seed = int(os.environ.get("KDFW_KILL_SEED", "0")) or time.time_ns()
     rng = random.Random(seed)
-    recipe = workspace / "recipe.yaml"
-    kills: dict[str, int] = dict.fromkeys(STAGES, 0)
+    kills: dict[str, int] = dict.fromkeys(EVERY_STAGE, 0)
     for number in range(ROUNDS):
         out = tmp_path / f"round-{number}" / "run"
-        for stage in STAGES:  # one after the other, in the same run
+        for stage in EVERY_STAGE:  # one after the other, in the same run
             seconds = rng.uniform(0, took[stage]["seconds"]) if number % 2 else None
             write = None if number % 2 else rng.randint(1, int(took[stage]["writes"]))
             code = in_child(killed, recipe, out, stage, seconds, write)
@@ -123,13 +145,13 @@ def test_kills_in_every_stage_change_nothing(workspace: Path, undisturbed: tuple
 
 
 def test_an_interrupt_stops_cleanly_with_a_checkpoint_and_the_run_goes_on(
-    workspace: Path, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
+    recipe: Path, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
 ):
     out = tmp_path / "run"
-    assert in_child(run_and_interrupt, workspace / "recipe.yaml", out) == 130
+    assert in_child(run_and_interrupt, recipe, out) == 130
     checkpoints = list((tmp_path / "cache" / "work").glob("train-*/checkpoints/step-*"))
     assert max(path.name for path in checkpoints) == "step-00000005"
-    assert in_child(run, workspace / "recipe.yaml", out) == 0
+    assert in_child(run, recipe, out) == 0
     assert results(out) == results(undisturbed[0])
 
 

@@ -43,6 +43,8 @@ def test_every_value_knows_its_line():
         ("", "r.yaml", "an empty file"),
         ("a: !!python/object/apply:os.system ['true']\n", "r.yaml:1", "the tag tag:yaml.org,2002:python"),
         ("a: !!python/name:os.system\n", "r.yaml:1", "the tag"),
+        ("a: 0x" + "f" * 4000, "r.yaml:1", "beyond 64 bits"),
+        (f"b: [1,\n {1 << 63}]", "r.yaml:2", "beyond 64 bits"),
         ("a: {1: 2, [3]: 4}\n", "r.yaml:1", "a key that is not text"),
         ("x: &x {a: 1}\ny:\n  <<: *x\n", "r.yaml:3", "a merge key"),
     ],
