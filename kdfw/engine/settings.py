@@ -64,13 +64,14 @@ class OptimizerSettings(BaseModel):
             raise ValueError(f"`{'`, `'.join(idle)}` {'is' if len(idle) == 1 else 'are'} for `optimizer: {other}`")
         return self
 
-    def check_warmup(self, total_steps: int) -> None:
-        """Raises ValueError for a warm-up that the training does not get to the end of."""
-        if self.warmup_steps(total_steps) > total_steps:
-            raise ValueError(
-                f"a `warmup` of {self.warmup:g} steps is longer than the training, which has {total_steps}; "
-                "a number below 1 is a share of it"
-            )
+    def doubt(self, total_steps: int) -> str:
+        """What is odd about these settings for a training of so many steps; empty where nothing is."""
+        if self.warmup_steps(total_steps) <= total_steps:
+            return ""
+        return (
+            f"a `warmup` of {self.warmup:g} steps is longer than the training, which has {total_steps}: the rate never "
+            "gets to `lr`; a number below 1 is a share of it"
+        )
 
     def warmup_steps(self, total_steps: int) -> int:
         """Steps of the warm-up; a share of the steps is rounded up, as in transformers."""
@@ -126,9 +127,6 @@ class TrainSettings(OptimizerSettings):
             raise ValueError("give `epochs` or `steps`, not both")
         if self.batch_size % self.accumulate:
             raise ValueError("`accumulate` must divide `batch_size`")
-        if self.steps is not None:
-            for settings in (self, *self.models.values()):
-                settings.check_warmup(self.steps)
         return self
 
     def optimizer_of(self, model: str) -> OptimizerSettings:

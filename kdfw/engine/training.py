@@ -31,7 +31,7 @@ from kdfw.engine.probe import FILE as PROBE
 from kdfw.engine.probe import load_probe, probe_before, save_probe, student_scores, why_not
 from kdfw.engine.settings import activations_to_keep
 from kdfw.engine.train_stage import STUDENT, Train
-from kdfw.errors import ConfigError, TrainingError
+from kdfw.errors import TrainingError
 from kdfw.files import write_json
 from kdfw.memory import Upkeep
 from kdfw.models.dropout import recomputing
@@ -132,18 +132,18 @@ class Trainer:
         self._stop = False
 
     def _check_settings(self) -> None:
-        """Raises ConfigError for settings that have no effect on the models and the length that this stage has."""
+        """Raises ConfigError for settings that have no effect on the models that this stage has."""
         chosen = {name: self.settings.optimizer_of(name) for name in self.models}
         for settings in chosen.values():
-            try:
-                settings.check_warmup(self.feed.total_steps)
-            except ValueError as error:
-                raise ConfigError(f"train: {error}") from error
             # settings may be those of several models, of which one has the parameter
             models = [name for name, its in chosen.items() if its is settings]
             found = [name for model in models for name, _ in self.models[model].named_parameters()]
             found += [name for model in models for name, _ in self._loss_parameters(model)]
             check_patterns(settings, found)
+
+    def _doubts_of_settings(self) -> list[str]:
+        chosen = [self.settings.optimizer_of(name) for name in self.models]
+        return list(dict.fromkeys(filter(None, (settings.doubt(self.feed.total_steps) for settings in chosen))))
 
     def _dev(self) -> DevEvaluation:
         stage = self.stage
@@ -242,6 +242,8 @@ class Trainer:
         start, best, waited = state["step"], state.get("best"), state.get("waited", 0)
         best_step: int | None = state.get("best_step")
         saved_at = began = time.monotonic()
+        for doubt in self._doubts_of_settings():
+            context.log.warning("%s", doubt)
         finished = bool(state.get("stopped_early"))
         done = start
         if start == 0 and not why_not(self.stage, self.models[STUDENT]):
@@ -687,6 +689,7 @@ class Trainer:
         }
         lost = [name for name, value in values.items() if not math.isfinite(value)]
         warnings = [f"not finite: {', '.join(lost)}; training would stop at its first step"] if lost else []
+        warnings += self._doubts_of_settings()
         for number, slot in enumerate(self.slots):
             if slot.kind != "trained" and not model.local_signals:
                 named = _doubts(self._teacher_signals(number, batch, {}), batch).values()

@@ -78,8 +78,6 @@ def test_epochs_and_steps_together_are_refused():
         ({"groups": {"": 2.0}}, "at least 1 character"),
         ({"groups": {"head": -1.0}}, "greater than or equal to 0"),
         ({"lr": float("nan")}, "finite"),
-        ({"steps": 10, "warmup": 11}, "longer than the training, which has 10"),
-        ({"steps": 10, "models": {"ranker": {"warmup": 20}}}, "longer than the training"),
     ],
 )
 def test_settings_without_an_effect_are_refused(options: dict, words: str):
