@@ -57,7 +57,8 @@ def kept(shape: Sequence[int], probability: float, device: torch.device) -> Tens
             neither, every part draws the same.
         probability: of a value to be dropped.
     """
-    part, first = _part.get(), shape[0] if len(shape) else 0
+    part = None if torch.compiler.is_compiling() else _part.get()  # the compiler cannot follow a context variable
+    first = shape[0] if len(shape) else 0
     if part is None or not part.rows or first % part.rows:
         return torch.empty(tuple(shape), dtype=torch.bool, device=device).bernoulli_(1 - probability)
     each = first // part.rows
