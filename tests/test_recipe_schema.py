@@ -76,7 +76,7 @@ data: {type: pydocs, packages: json}
 student: {type: bi-encoder, base: some/model}
 teachers: {type: cross-encoder, base: some/ranker}
 losses: {type: kl, teachers: 0}
-train: {freeze: embeddings, milestones: 3}
+train: {freeze: embeddings, decay: milestones, milestones: 3}
 evaluate: {measures: nDCG@10}
 trackers: tensorboard
 """

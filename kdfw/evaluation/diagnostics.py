@@ -48,8 +48,9 @@ def distribution(lists: Sequence[ScoredList]) -> dict[str, Any]:
     if not len(scores):
         return {"scores": 0}
     positive = _flat(lists, "positive").astype(bool)
-    edges = np.histogram_bin_edges(scores, bins=BINS)
-    counts = [np.histogram(part, bins=edges)[0].tolist() for part in (scores, scores[positive])]
+    shown = scores.astype(np.float32).astype(np.float64)  # scores closer than that have no bins between them
+    edges = np.histogram_bin_edges(shown, bins=BINS)
+    counts = [np.histogram(part, bins=edges)[0].tolist() for part in (shown, shown[positive])]
     return {
         "scores": len(scores),
         "mean": float(scores.mean()),

@@ -258,7 +258,8 @@ class Score(Stage):
                 beaten,
                 judged,
             )
-        counts, edges = np.histogram(values, bins=BINS) if len(values) else (np.zeros(0, int), np.zeros(0))
+        exact = values.astype(np.float64)  # edges between neighbouring float32 numbers
+        counts, edges = np.histogram(exact, bins=BINS) if len(values) else (np.zeros(0, int), np.zeros(0))
         return {
             "queries": len(ranking),
             "pairs": len(ranking.scores),

@@ -119,7 +119,8 @@ def same_step(stage: str, one: Path, two: Path) -> None:
     assert alone.keys() == both.keys()
     for name in alone:
         tolerance = 1e-4 if name.startswith("gradient_norm") else 1e-5
-        assert both[name] == pytest.approx(alone[name], rel=tolerance, abs=1e-6), (stage, name)
+        # in float32 a small divergence, times the square of its temperature, is known to some 1e-6
+        assert both[name] == pytest.approx(alone[name], rel=tolerance, abs=3e-6), (stage, name)
 
 
 def same_lists(made: Ranking, expected: Ranking, stage: str) -> None:

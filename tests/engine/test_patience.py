@@ -18,7 +18,7 @@ stages:
     type: train
     student: student
     sampler: in-batch
-    losses: [info-nce]
+    losses: [{{type: info-nce, in_batch: true}}]
     dev: dev
     dev_every: 1
     patience: 2

@@ -146,7 +146,7 @@ def test_the_labels_are_cosines_and_the_cross_encoder_learned_them(result: Any) 
         ("stages.long.dev_measure=spaerman", "no measure 'spaerman' for pairs"),
         ("stages.labels.split=dev", "scores of the split 'dev'"),
         ("stages.of-long.split=dev", "scores of the split 'dev' ('of-long')"),
-        ("stages.long.dev_every=[0]", "greater than or equal to 1"),
+        ("stages.long.dev_every=[0]", "dev_every[0]: found 0; write a whole number >= 1"),
         ("stages.labels.of=[short]", "no stage with candidates 'short'"),
     ],
 )

@@ -108,6 +108,12 @@ def test_distribution_and_spread_against_numpy() -> None:
     assert distribution([]) == {"scores": 0} and spread([]) == {"items": 0}
 
 
+@pytest.mark.parametrize("close", [float(np.nextafter(np.float32(1), np.float32(2))), 1.0 + 2e-16])
+def test_scores_that_hardly_differ_have_a_histogram(close: float) -> None:
+    found = distribution([scored("p", [1.0, close], "a")])
+    assert sum(found["histogram"]["counts"]) == 2
+
+
 def test_agreement_with_judgements_by_hand() -> None:
     lists = [
         scored("top", [3.0, 1.0, 2.0], "a"),  # rank 1
