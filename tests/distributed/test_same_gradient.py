@@ -101,7 +101,8 @@ def test_every_loss_weighting_and_schedule_of_every_plugin_was_tried():
     losses = [loss for case in CASES for loss in case.losses]
     assert {loss["type"] for loss in losses} == set(known.names("loss"))
     assert {name for loss in losses for name in _names(loss, "weighting")} == set(known.names("weighting"))
-    assert {name for loss in losses for name in _names(loss, "temperature")} == set(known.names("schedule"))
+    tried = {name for loss in losses for key in ("temperature", "weight") for name in _names(loss, key)}
+    assert tried == set(known.names("schedule"))
     offering = {origin for (kind, _), origin in known.origins.items() if kind == "loss"}
     assert {known.origins["loss", loss["type"]] for loss in losses} == offering
     assert len(offering) >= 15
