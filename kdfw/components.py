@@ -314,7 +314,7 @@ class Model(Component, nn.Module):
         """Hash of what `load()` without a folder would read, without reading it into memory (a plan asks this)."""
         raise NotImplementedError
 
-    def check(self, where: Callable[[str], str]) -> Iterator[Problem]:
+    def check_base(self, where: Callable[[str], str]) -> Iterator[Problem]:
         """Faults that options show together with the base's configuration, where that is on this machine already.
 
         Args:

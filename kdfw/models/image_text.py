@@ -102,7 +102,7 @@ class ImageTextEncoder(TextModel):
                 }  # fmt: skip
                 return
 
-    def check(self, where: Callable[[str], str]) -> Iterator[Problem]:
+    def check_base(self, where: Callable[[str], str]) -> Iterator[Problem]:
         return self.check_layers(where, base="text_base", layers="text_layers")
 
     def base_fingerprint(self) -> str:

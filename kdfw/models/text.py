@@ -52,7 +52,7 @@ class TextModel(Model):
     def base_fingerprint(self) -> str:
         return checkpoint.fingerprint(self.base, self.revision)
 
-    def check(self, where: Callable[[str], str]) -> Iterator[Problem]:
+    def check_base(self, where: Callable[[str], str]) -> Iterator[Problem]:
         return self.check_layers(where)
 
     def check_layers(

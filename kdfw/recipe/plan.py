@@ -205,7 +205,7 @@ class _Planner:
         try:
             own = model.base_fingerprint() if isinstance(model, Model) else model.fingerprint()
             if isinstance(model, Model):
-                self.problems.extend(model.check(partial(self._where_in, spec)))
+                self.problems.extend(model.check_base(partial(self._where_in, spec)))
         except KdfwError as error:
             self._fault(spec.path, str(error))
             own = ""
