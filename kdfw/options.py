@@ -24,12 +24,12 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
+from kdfw.annotations import listed, metadata_of, plain_type, range_text_of, type_text_of
 from kdfw.components import KINDS, Component, Constant
 from kdfw.errors import ConfigError, KdfwError, PluginError, Problem, did_you_mean
+from kdfw.option_faults import Path, Where, problems_of, shown
 from kdfw.references import Ref
 
-Path = tuple[str | int, ...]
-Where = Callable[[Path], str]
 """Turns a path inside a recipe into `file:line: key`."""
 
 
@@ -162,49 +162,14 @@ class Option:
             assert self.ref is not None
             text = f"name of a {self.ref.to}"
         else:
-            text = _type_text(self.annotation)
+            text = type_text_of(self.annotation)
         wrapped = {"one": text, "optional": f"{text} or null", "list": f"list of {text}", "dict": f"{text} by name"}
         return wrapped[self.container]
 
     @property
     def range_text(self) -> str:
         """`> 0, <= 1`, or an empty string."""
-        return _range_text(_metadata(self.field))
-
-
-def _range_text(metadata: Sequence[Any]) -> str:
-    signs = {"Gt": ">", "Ge": ">=", "Lt": "<", "Le": "<="}
-    named = [(signs.get(type(meta).__name__), meta) for meta in metadata]
-    return ", ".join(f"{sign} {getattr(meta, type(meta).__name__.lower())}" for sign, meta in named if sign)
-
-
-def _type_text(annotation: Any) -> str:
-    origin = typing.get_origin(annotation)
-    if origin is Annotated:
-        return _type_text(typing.get_args(annotation)[0])
-    if origin is Literal:
-        return " | ".join(str(value) for value in typing.get_args(annotation))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type_text(part) for part in typing.get_args(annotation))
-    if annotation is type(None):
-        return "null"
-    if origin is not None:
-        inside = ", ".join(_type_text(part) for part in typing.get_args(annotation) if part is not Ellipsis)
-        return f"{getattr(origin, '__name__', origin)}[{inside}]"
-    return getattr(annotation, "__name__", str(annotation))
-
-
-def _metadata(field_definition: Any) -> list[Any]:
-    if field_definition is None:
-        return []
-    annotation, default = field_definition
-    found: list[Any] = []
-    if typing.get_origin(annotation) is Annotated:
-        for meta in typing.get_args(annotation)[1:]:
-            found.extend(meta.metadata if isinstance(meta, FieldInfo) else [meta])
-    if isinstance(default, FieldInfo):
-        found.extend(default.metadata)
-    return found
+        return range_text_of(metadata_of(self.field))
 
 
 def _split(annotation: Any) -> tuple[str, Any, Any]:
@@ -219,24 +184,20 @@ def _split(annotation: Any) -> tuple[str, Any, Any]:
     if origin in (typing.Union, types.UnionType):
         parts = [part for part in typing.get_args(outer) if part is not type(None)]
         # a schedule may be written `Schedule | float`; the number is only shorthand
-        components = [part for part in parts if _is_component(_strip(part))]
+        components = [part for part in parts if _is_component(plain_type(part))]
         if components:
             parts = components
         if len(parts) == 1 and (len(typing.get_args(outer)) > len(parts)):
             optional = type(None) in typing.get_args(outer)
-            return ("optional" if optional else "one"), parts[0], _strip(parts[0])
+            return ("optional" if optional else "one"), parts[0], plain_type(parts[0])
         return "one", annotation, outer
     if origin in (list, tuple, Sequence):
         inner = typing.get_args(outer)[0]
-        return "list", inner, _strip(inner)
+        return "list", inner, plain_type(inner)
     if origin in (dict, Mapping):
         inner = typing.get_args(outer)[1]
-        return "dict", inner, _strip(inner)
+        return "dict", inner, plain_type(inner)
     return "one", annotation, outer
-
-
-def _strip(annotation: Any) -> Any:
-    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
 
 
 def _ref(annotation: Any) -> Ref | None:
@@ -351,7 +312,7 @@ def check(kind: str, raw: Any, path: Path, registry: Registry, where: Where, pro
         raw = {"type": raw}
     if not isinstance(raw, Mapping):
         problems.append(
-            Problem(where=where(path), found=f"found {_show(raw)}", fix=f"write a {kind}: {{type: NAME, ...}}")
+            Problem(where=where(path), found=f"found {shown(raw)}", fix=f"write a {kind}: {{type: NAME, ...}}")
         )
         return None
     if "type" not in raw:
@@ -413,7 +374,8 @@ def _check_options(
             if declared[name].form == "plain":
                 values[name] = _expand(getattr(model, name), (*path, name), where, problems)
     except ValidationError as error:
-        problems.extend(_problems(error, cls, given, path, where, also_known))
+        annotations = {name: option.annotation for name, option in declared.items()}
+        problems.extend(problems_of(error, annotations, given, path, where, also_known))
     for name, option in declared.items():
         if name not in given or option.form == "plain":
             continue
@@ -430,7 +392,7 @@ def _check_options(
                 items = [(item, (*at, index)) for index, item in enumerate(raw)]
         elif option.container == "dict":
             if not isinstance(raw, Mapping):
-                problems.append(Problem(where=where(at), found=f"found {_show(raw)}", fix="write names and values"))
+                problems.append(Problem(where=where(at), found=f"found {shown(raw)}", fix="write names and values"))
                 continue
             items = [(item, (*at, key)) for key, item in raw.items()]
         else:
@@ -441,7 +403,7 @@ def _check_options(
                 assert option.ref is not None
                 if not isinstance(item, str):
                     fix = f"write the name of a {option.ref.to}"
-                    problems.append(Problem(where=where(item_path), found=f"found {_show(item)}", fix=fix))
+                    problems.append(Problem(where=where(item_path), found=f"found {shown(item)}", fix=fix))
                     continue
                 references.append(Reference(ref=option.ref, name=item, path=item_path))
                 checked.append(item)
@@ -474,7 +436,7 @@ def _out_of_range(spec: Spec, option: Option) -> str:
     if bounds is None:
         return ""
     holds = {"Gt": operator.gt, "Ge": operator.ge, "Lt": operator.lt, "Le": operator.le}
-    named = [(type(meta).__name__, meta) for meta in _metadata(option.field)]
+    named = [(type(meta).__name__, meta) for meta in metadata_of(option.field)]
     limits = [(holds[name], getattr(meta, name.lower())) for name, meta in named if name in holds]
     low, high = bounds
     if all(fits(value, limit) for fits, limit in limits for value in bounds):
@@ -507,256 +469,6 @@ def _expand(value: Any, at: Path, where: Where, problems: list[Problem]) -> Any:
             Problem(where=where(at), found=f"the path {text[:100]!r}", fix=f"it cannot be: {error.strerror}")
         )
     return FilePath(text)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Fault:
-    """What pydantic finds wrong, without the places that only pydantic knows of (members of unions, validators)."""
-
-    at: Path
-    kind: str
-    found: Any
-    wanted: str
-    known: tuple[str, ...] = ()
-    """Keys of the mapping the fault is in."""
-
-
-def _problems(
-    error: ValidationError, cls: type, given: Mapping[str, Any], path: Path, where: Where, also_known: Sequence[str]
-) -> Iterator[Problem]:
-    options = options_of(cls)
-    by_option: dict[Any, list[Any]] = {}
-    for fault in error.errors():
-        by_option.setdefault(fault["loc"][0], []).append(fault)
-    for name, faults in by_option.items():
-        option = options.get(name)
-        annotation = Any if option is None else option.annotation
-        known = (*options, *also_known)
-        for found in _faults(annotation, [(fault["loc"][1:], fault) for fault in faults], given.get(name), (name,)):
-            at, last = (*path, *found.at), found.at[-1]
-            if found.kind == "extra_forbidden":
-                names = found.known if len(found.at) > 1 else known
-                fix = f"{did_you_mean(str(last), names)} known keys: {', '.join(names) or '(none)'}".strip()
-                yield Problem(where=where(at), found=f"unknown key {str(last)!r}", fix=fix)
-            elif found.kind == "missing":
-                yield Problem(where=where(at[:-1]), found=f"missing key {last!r}", fix="add it")
-            else:
-                yield Problem(where=where(at), found=f"found {_show(found.found)}", fix=found.wanted)
-
-
-def _faults(
-    annotation: Any, faults: Sequence[tuple[Path, Any]], value: Any, at: Path, known: tuple[str, ...] = ()
-) -> Iterator[_Fault]:
-    """Faults of one value of a type, one for each place that is wrong.
-
-    Args:
-        faults: pydantic's, each with the rest of its location below the value.
-        value: as it was written.
-        known: keys of the mapping the value is in.
-    """
-    faults = [(_without_validators(rest), fault) for rest, fault in faults]
-    members = _members(annotation)
-    tag = _tag_of(annotation)
-    if len(members) > 1 and not tag and any(rest for rest, _ in faults):
-        # pydantic reports what keeps each member from being meant, in their order
-        groups: dict[Any, list[tuple[Path, Any]]] = {}
-        for rest, fault in faults:
-            groups.setdefault(rest[0] if rest else None, []).append((rest[1:], fault))
-        meant = [
-            (member, group)
-            for member, group in zip(members, groups.values(), strict=False)
-            if len(groups) == len(members) and _fits(member, value)
-        ]
-        if len(meant) == 1:
-            yield from _faults(*meant[0], value, at, known)
-        else:
-            yield _Fault(at=at, kind="union", found=value, wanted=f"write {_wanted(annotation)}")
-        return
-    if tag:
-        faults = [(rest[1:], fault) for rest, fault in faults]
-        chosen = [member for member in members if isinstance(value, Mapping) and _has_tag(member, tag, value.get(tag))]
-        members = chosen or members
-    member = members[0] if members else annotation
-    below: dict[Any, list[tuple[Path, Any]]] = {}
-    for rest, fault in faults:
-        if rest:
-            below.setdefault(rest[0], []).append((rest[1:], fault))
-            continue
-        wanted = _lower(str(fault["msg"]).removeprefix("Value error, "))
-        if fault["type"] in ("list_type", "tuple_type", "sequence_str", "too_short") or (
-            fault["type"] == "missing" and at and isinstance(at[-1], int)
-        ):
-            wanted = f"write {_wanted(member)}"
-        elif fault["type"] in ("dict_type", "model_type", "model_attributes_type", "union_tag_not_found"):
-            wanted = f"write options by name{_tags_text(members, tag)}"
-        elif fault["type"] == "union_tag_invalid":
-            inside, name = (*at, tag), value.get(tag) if isinstance(value, Mapping) else value
-            yield _Fault(at=inside, kind=fault["type"], found=name, wanted=f"write options{_tags_text(members, tag)}")
-            continue
-        yield _Fault(at=at, kind=fault["type"], found=fault.get("input"), wanted=wanted, known=known)
-    fixed = _fixed_length(member)
-    if fixed and any(fault["type"] in ("missing", "too_long") for group in below.values() for _, fault in group):
-        yield _Fault(at=at, kind="length", found=value, wanted=f"write {_wanted(member)}")
-        return
-    for part, group in below.items():
-        inner, keys = _inside(member, part)
-        alone = isinstance(part, int) and not isinstance(value, (list, tuple))  # a list of one without its brackets
-        yield from _faults(inner, group, value if alone else _item(value, part), at if alone else (*at, part), keys)
-
-
-def _without_validators(rest: Path) -> Path:
-    return tuple(part for part in rest if not (isinstance(part, str) and part.startswith("function-")))
-
-
-def _item(value: Any, part: Any) -> Any:
-    if isinstance(value, Mapping):
-        return value.get(part)
-    if isinstance(value, (list, tuple)) and isinstance(part, int) and part < len(value):
-        return value[part]
-    return None
-
-
-def _members(annotation: Any) -> list[Any]:
-    """The types a value may have, None left out; a single one for a type that is no union."""
-    plain = _strip(annotation)
-    if typing.get_origin(plain) in (typing.Union, types.UnionType):
-        found: list[Any] = []
-        for part in typing.get_args(plain):
-            if part is not type(None):
-                found.extend(_members(part) if not _tag_of(part) and _metadata_free(part) else [part])
-        return found
-    return [annotation]
-
-
-def _metadata_free(annotation: Any) -> bool:
-    return typing.get_origin(annotation) is not Annotated
-
-
-def _tag_of(annotation: Any) -> str:
-    """The key that says which member of a union is meant, or an empty string."""
-    if typing.get_origin(annotation) is not Annotated:
-        return ""
-    found = (getattr(meta, "discriminator", None) for meta in typing.get_args(annotation)[1:])
-    return next((name for name in found if isinstance(name, str)), "")
-
-
-def _has_tag(member: Any, tag: str, value: Any) -> bool:
-    model = _strip(member)
-    if not (isinstance(model, type) and issubclass(model, BaseModel)) or tag not in model.model_fields:
-        return False
-    return value in typing.get_args(model.model_fields[tag].annotation)
-
-
-def _tags_text(members: Sequence[Any], tag: str) -> str:
-    """Which values the key may have that says which member of a union is meant."""
-    models = [model for model in map(_model_of, members) if model is not None and tag in model.model_fields]
-    names = [name for model in models for name in typing.get_args(model.model_fields[tag].annotation)]
-    return f", with `{tag}` one of: {', '.join(map(str, names))}" if names else ""
-
-
-def _list_item(annotation: Any) -> Any:
-    """The type of the items of a list of any length; None for what is none."""
-    plain = _strip(annotation)
-    arguments = typing.get_args(plain)
-    origin = typing.get_origin(plain)
-    if origin is tuple:
-        return arguments[0] if len(arguments) == 2 and arguments[1] is Ellipsis else None
-    return arguments[0] if origin in (list, Sequence, set, frozenset) and arguments else None
-
-
-def _fixed_length(annotation: Any) -> bool:
-    return typing.get_origin(_strip(annotation)) is tuple and _list_item(annotation) is None
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    plain = _strip(annotation)
-    return plain if isinstance(plain, type) and issubclass(plain, BaseModel) else None
-
-
-def _field_type(definition: FieldInfo) -> Any:
-    """The annotation of a field of a pydantic model with its constraints and discriminator."""
-    found: Any = definition.annotation
-    if definition.discriminator is not None:
-        return Annotated[found, FieldInfo(discriminator=definition.discriminator)]
-    for meta in definition.metadata:
-        found = Annotated[found, meta]
-    return found
-
-
-def _inside(annotation: Any, part: Any) -> tuple[Any, tuple[str, ...]]:
-    """The type of an item of a value of a type, and the keys known beside it."""
-    model = _model_of(annotation)
-    if model is not None:
-        field_of = model.model_fields.get(part)
-        return (Any if field_of is None else _field_type(field_of)), tuple(model.model_fields)
-    item = _list_item(annotation)
-    plain = _strip(annotation)
-    arguments = typing.get_args(plain)
-    if item is not None:
-        return item, ()
-    if typing.get_origin(plain) in (dict, Mapping) and len(arguments) == 2:
-        return arguments[1], ()
-    if typing.get_origin(plain) is tuple and isinstance(part, int) and part < len(arguments):
-        return arguments[part], ()
-    return Any, ()
-
-
-def _fits(annotation: Any, value: Any) -> bool:
-    """Whether a value has the shape of a type: a mapping, a list, or neither."""
-    is_list = _list_item(annotation) is not None or _fixed_length(annotation)
-    is_mapping = _model_of(annotation) is not None or typing.get_origin(_strip(annotation)) in (dict, Mapping)
-    if isinstance(value, Mapping) or is_mapping:
-        return isinstance(value, Mapping) and is_mapping
-    return isinstance(value, (list, tuple)) == is_list
-
-
-def listed(annotation: Any, value: Any) -> Any:
-    """The value with brackets around what stands for a list of one; also inside lists, mappings and settings."""
-    members = _members(annotation)
-    if value is None or len(members) != 1:
-        return value
-    member = members[0]
-    item = _list_item(member)
-    if item is not None:
-        items = value if isinstance(value, (list, tuple)) else [value]
-        return [listed(item, each) for each in items]
-    if isinstance(value, Mapping):
-        return {key: listed(_inside(member, key)[0], each) for key, each in value.items()}
-    return value
-
-
-_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", FilePath: "a path"}
-
-
-def _wanted(annotation: Any) -> str:
-    """What may be written for a type, in words."""
-    members = _members(annotation)
-    if len(members) > 1:
-        return " or ".join(_wanted(member) for member in members)
-    member = members[0]
-    plain = _strip(member)
-    item = _list_item(member)
-    if item is not None:
-        inner = _wanted(item)
-        return f"a list, each {inner}" if " or " in inner else f"a list of: {inner}"
-    if _fixed_length(member):
-        return f"[{', '.join(_wanted(part) for part in typing.get_args(plain))}]"
-    if typing.get_origin(plain) is Literal:
-        return " or ".join(repr(value) for value in typing.get_args(plain))
-    if typing.get_origin(plain) in (dict, Mapping) or _model_of(plain) is not None:
-        return "keys with values"
-    text = _WORDS.get(plain) or _type_text(plain)
-    limits = _range_text(_metadata((member, ...)))
-    return f"{text} {limits}".strip()
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def iterate_specs(spec: Spec) -> Iterator[Spec]:
