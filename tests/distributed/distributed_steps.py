@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from distributed_models import ManyHeads, ManySignals
 from tiny import WORDS
@@ -39,6 +40,7 @@ TASK = {
     "cross-encoder": "ranking",
     "late-interaction": "ranking",
     "sparse": "ranking",
+    "image-text-encoder": "ranking",
     "many-signals": "ranking",
     "text-classifier": "classification",
     "image-classifier": "classification",
@@ -49,6 +51,8 @@ TASK = {
 
 SHORT = ("bi-encoder", "text-classifier", "seq2seq")
 """Students that schedules are tried with."""
+
+WITH_IMAGES = ("image-classifier", "image-text-encoder")
 
 OWN = {"many-signals": ManySignals, "many-heads": ManyHeads}
 
@@ -187,6 +191,25 @@ class Labelled:
         self.splits: dict[str, Any] = {}
 
 
+class Images:
+    """Images that depend on their number alone."""
+
+    mean = (0.5, 0.5, 0.5)
+    std = (0.25, 0.25, 0.25)
+
+    def __len__(self) -> int:
+        return 40
+
+    def text(self, row: int) -> str:
+        return f"image {row}"
+
+    def image(self, row: int) -> np.ndarray:
+        return np.random.default_rng(row).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+IMAGES: Any = Images()
+
+
 class Column:
     def __len__(self) -> int:
         return 40
@@ -233,6 +256,9 @@ class Models:
             size = Scratch(layers=1, width=16, heads=2, vocabulary=80)
             model = STUDENTS[student](scratch=size, max_source_tokens=24, max_target_tokens=20)
             model.fit_data(Parallel())
+        elif student == "image-text-encoder":
+            model = STUDENTS[student](net="resnet8", text_base=base, projection=8)
+            model.fit_data(SimpleNamespace(queries={"train": IMAGES}))
         elif student == "two-towers":
             model = STUDENTS["bi-encoder"](base=base, towers="two", projection=8, similarity="dot", **short)
         elif student == "late-interaction":
@@ -246,7 +272,11 @@ class Models:
 
 
 def examples(task: str, image: bool, few: bool) -> list[Example]:
-    """Seven items of very different lengths (or one): shares are uneven, and passages and queries are repeated."""
+    """Seven items of very different lengths (or one): shares are uneven, and passages and queries are repeated.
+
+    Args:
+        image: queries, or what has a class, are images.
+    """
     rng = random.Random(3)
 
     def text(words: int) -> Text:
@@ -266,7 +296,8 @@ def examples(task: str, image: bool, few: bool) -> list[Example]:
                 )
                 for place, row in enumerate(rows)
             )
-            found.append(Example(id=f"q{number}", text=text(words), candidates=candidates))
+            query = Text(source=IMAGES, row=number) if image else text(words)
+            found.append(Example(id=f"q{number}", text=query, candidates=candidates))
         if not few:
             found[-1] = Example(id="q6", text=found[0].text, candidates=found[1].candidates)
         return found
@@ -322,9 +353,9 @@ class Context:
         return False
 
 
-def _not_narrower(value: torch.Tensor) -> torch.Tensor:
-    """In place of `Tensor.float`, which widens half precision in the models and would narrow doubles."""
-    return value if value.dtype == torch.float64 else value.to(torch.float32)
+def not_narrower(value: torch.Tensor) -> torch.Tensor:
+    """In place of `Tensor.float`, which widens half precision and pixels in the models and would narrow doubles."""
+    return value.to(torch.float64 if value.dtype in (torch.float64, torch.uint8) else torch.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,7 +374,7 @@ def run_case(case: Case, models: Models, workers: Workers) -> Outcome:
     loaded |= {name: models.get(case.student, number + 1) for number, name in enumerate(names)}
     torch.manual_seed(1)  # some schedules draw the weights of a network as they are built
     losses = [build("loss", raw) for raw in case.losses]
-    given = examples(task, case.student == "image-classifier", case.few)
+    given = examples(task, case.student in WITH_IMAGES, case.few)
     stage = Train(
         student="student",
         losses=losses,
@@ -357,7 +388,7 @@ def run_case(case: Case, models: Models, workers: Workers) -> Outcome:
             weight_decay=0.0,
             optimizer="sgd",
             clip=None,
-            dropout=case.student == "image-classifier",  # training mode: batch statistics must be those of one process
+            dropout=case.student in WITH_IMAGES,  # training mode: batch statistics must be those of one process
             precision="fp32",
             token_budget=48,
             gradient_cache="always" if case.cached else "never",
@@ -365,7 +396,7 @@ def run_case(case: Case, models: Models, workers: Workers) -> Outcome:
     )
     trainer = Trainer(stage, Context(workers, loaded, task))  # type: ignore[arg-type]
     trainer.losses.double()
-    with mock.patch.object(torch.Tensor, "float", _not_narrower):
+    with mock.patch.object(torch.Tensor, "float", not_narrower):
         values = trainer.step(trainer.feed.batch(0), CLOCK)
     gradients = {}
     for model_name, optimizer in trainer.optimizers.items():
