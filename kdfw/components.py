@@ -372,8 +372,13 @@ class Model(Component, nn.Module):
         raise PluginError(f"{type(self).__module__}.{type(self).__qualname__} has no classifier over features (`head`)")
 
     def produce(self, batch: Batch, clock: Clock) -> Batch:
-        """A generator's turn: replace inputs of the batch by made-up ones (with a graph). Others change nothing."""
-        return batch
+        """A generator's turn (`producers` of a training stage): the batch with inputs of its own making.
+
+        What it draws depends on the clock and on `batch.ids` alone. When its own losses count in a step it is in
+        training mode and they reach its parameters through what it returns; for the models that learn from it, it
+        is in evaluation mode. Raises: PluginError in a model that makes nothing.
+        """
+        raise PluginError(f"{type(self).__module__}.{type(self).__qualname__} makes no inputs (`produce`)")
 
 
 class Teacher(Component):

@@ -56,7 +56,11 @@ class Train(Stage):
             dict[str, ModelRef], Field(description="other models that train in this stage, by name")
         ] = {},  # noqa: B006
         producers: Annotated[
-            list[str], Field(description="trained models that make the inputs of the others (generators), by name")
+            list[str],
+            Field(
+                description="trained models that make what the others read (generators), by name; their losses see "
+                "what the student and the teachers say of it"
+            ),
         ] = [],  # noqa: B006
         data: Annotated[DataRef | None, Field(description="data set; default: the first")] = None,
         split: Annotated[str, Field(description="split to train on")] = "train",
@@ -111,6 +115,11 @@ class Train(Stage):
         """Name in this stage -> reference, the student first."""
         return {STUDENT: self.student, **self.also_train}
 
+    def judged(self, loss: Loss) -> str:
+        """Name of the model whose signals a loss sees: the one it trains; of one that makes inputs, the student."""
+        name = loss.settings.model or STUDENT
+        return STUDENT if name in self.producers else name
+
     @property
     def loss_names(self) -> list[str]:
         """Name of each loss in logs: as given, or its type, numbered where a type comes twice."""
@@ -162,12 +171,14 @@ class Train(Stage):
                 fix = f"letters, digits, '_' and '-', not {STUDENT!r} or 'losses': it names files"
                 yield plan.problem("also_train", name, found=f"a model named {name!r}", fix=fix)
         for name in self.producers:
-            if name not in trained:
-                yield plan.problem("producers", found=f"no trained model {name!r}", fix=one_of(name, trained))
-        if set(self.producers) == set(trained):
-            fix = "name the model that is to learn from what they make"
-            yield plan.problem("producers", found="no model but those that make inputs", fix=fix)
-        learning = {loss.settings.model or STUDENT for loss in self.losses} | set(self.producers)
+            model = plan.model(self.also_train[name]) if name in self.also_train else None
+            if name not in self.also_train:
+                fix = one_of(name, self.also_train) if self.also_train else "add it to `also_train`"
+                yield plan.problem("producers", found=f"no model {name!r} that trains beside the student", fix=fix)
+            elif isinstance(model, Model) and type(model).produce is Model.produce:
+                fix = "its class needs a method `produce`"
+                yield plan.problem("producers", found=f"a model that makes no inputs ({name!r})", fix=fix)
+        learning = {loss.settings.model or STUDENT for loss in self.losses}
         for name, reference in self.also_train.items():
             if name not in learning and reference not in self.teachers:
                 fix = f"give a loss `model: {name}`, or leave it out"
@@ -201,7 +212,8 @@ class Train(Stage):
             fix = one_of(name, trained)
             yield plan.problem("losses", number, "model", found=f"no trained model {name!r}", fix=fix)
             return
-        model = plan.model(trained[name])
+        judged = trained[self.judged(loss)]
+        model = plan.model(judged)
         try:
             needs = loss.needs
         except ConfigError as error:
@@ -223,7 +235,7 @@ class Train(Stage):
             missing = sorted(needs.student - model.provides)
             if missing:
                 fix = f"the model gives: {', '.join(sorted(model.provides))}"
-                found = f"a loss that needs {', '.join(missing)} of the model {trained[name]!r}"
+                found = f"a loss that needs {', '.join(missing)} of the model {judged!r}"
                 yield plan.problem("losses", number, found=found, fix=fix)
             if needs.whole_batch and model.local_signals:
                 found = "a loss that compares the items of a step, with a model whose signals are computed in shares"
@@ -263,7 +275,11 @@ class Train(Stage):
                     "name a model, or a score stage of one (`activation: none`), so that it scores them while training"
                 )
                 yield plan.problem("teachers", number, found=found, fix=fix)
-            if stored and plan.task not in ("ranking", "pairs"):
+            maker = next((name for name in self.producers if name in self.also_train), None)
+            if maker and not (isinstance(model, Model) or getattr(model, "copies_student", False)):
+                found = f"a teacher that is no model ({reference!r}) for inputs that {maker!r} makes"
+                yield plan.problem("teachers", number, found=found, fix="name a model, which passes on gradients")
+            elif stored and plan.task not in ("ranking", "pairs"):
                 found = f"stored scores for the task {plan.task}"
                 yield plan.problem("teachers", number, found=found, fix="name the teacher model itself")
             split = getattr(plan.stage_of(reference), "split", self.split)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import json
 import math
 import signal
@@ -40,6 +41,7 @@ from kdfw.models.forward import (
     Budget,
     Cached,
     backward_cached,
+    evaluating,
     is_out_of_memory,
     represent,
     represent_cached,
@@ -204,7 +206,7 @@ class Trainer:
 
     def _set_up(self, loss: Loss) -> None:
         """The loss's trainable parts, then those of the learnable schedules and weightings inside it."""
-        models = self.models[loss.settings.model or STUDENT], self._teachers_of(loss, self._objects())
+        models = self.models[self.stage.judged(loss)], self._teachers_of(loss, self._objects())
         loss.setup(*models)
         for part in list(loss.modules()):
             if isinstance(part, (Schedule, Weighting)):
@@ -214,8 +216,7 @@ class Trainer:
         students = {name: frozenset({"logits"}) for name in self.models}
         teachers = [frozenset[str]() for _ in self.slots]
         for loss, needs in zip(self.stage.losses, self.needs, strict=True):
-            name = loss.settings.model or STUDENT
-            students[name] |= needs.student
+            students[self.stage.judged(loss)] |= needs.student
             positions = range(len(self.slots)) if loss.settings.teachers is None else loss.settings.teachers
             for position in positions:
                 teachers[position] |= needs.teacher
@@ -385,8 +386,39 @@ class Trainer:
 
     def backward(self, batch: Batch, clock: Clock, scale: float = 1.0, part: int = 0) -> dict[str, float]:
         """Put the gradient of the batch's weighted losses into the parameters; returns the loss terms."""
+        active = {name for name, _ in self._active(clock)}
+        taught: dict[str, float] = {}
         for name in self.stage.producers:
-            batch = self.models[name].produce(batch, clock)
+            if name in active:
+                found = self._agreed(functools.partial(self._backward_of_producer, name, batch, clock, scale))
+                taught |= {**found, "loss": taught.get("loss", 0.0) + found["loss"]}
+            with torch.no_grad(), evaluating(self.models[name]):
+                batch = self.models[name].produce(batch, clock)
+        if taught and active <= set(self.stage.producers):
+            return taught
+        values = self._backward_of_learners(batch, clock, scale, part)
+        return {**values, **taught, "loss": values["loss"] + taught.get("loss", 0.0)}
+
+    def _backward_of_producer(self, name: str, batch: Batch, clock: Clock, scale: float) -> dict[str, float]:
+        """For a model that makes inputs: through the student and the teachers, which stay as they are, into what it
+        makes. Every process computes the whole batch, since statistics of a batch may be what counts."""
+        made = self.models[name].produce(batch, clock)
+        made = replace(made, num_items=self.models[STUDENT].num_items(made))
+        others = [model for other, model in self.models.items() if other != name]
+        alone: dict[str, Any] = {"device": self.device, "budget": self.budget, "autocast": self.autocast, "graph": True}
+        with _fixed(others):
+            signals = {name: signals_of(self.models[STUDENT], made, self.student_needs[STUDENT], **alone)}
+            teachers = [
+                signals_of(slot.model or self.models[slot.trained], made, need, **alone) if need else Signals()
+                for slot, need in zip(self.slots, self.teacher_needs, strict=True)
+            ]
+            total, values = self._losses(signals, teachers, made, clock)
+            if torch.isfinite(total) and total.requires_grad:
+                (total * scale).backward()  # type: ignore[no-untyped-call]
+        return values
+
+    def _backward_of_learners(self, batch: Batch, clock: Clock, scale: float, part: int) -> dict[str, float]:
+        """For models that learn from the batch as it is."""
         batch = replace(batch, num_items=self.models[STUDENT].num_items(batch))
         if self.models[STUDENT].local_signals:
             return sum_values(self._agreed(lambda: self._backward_in_shares(batch, clock, scale, part)), self.workers)
@@ -731,6 +763,19 @@ def _freeze(model: Model) -> Model:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
+
+
+@contextlib.contextmanager
+def _fixed(models: Sequence[Model]) -> Iterator[None]:
+    """Gradients pass through the models and stay in none of their parameters."""
+    learning = [parameter for model in models for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 def _number(weight: float | Tensor) -> float:

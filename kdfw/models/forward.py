@@ -266,7 +266,6 @@ def backward_cached(cached: Cached) -> None:
                 continue
             for part in run.parts(number, piece):
                 _send(run.encode(part), leaves, part.rows)
-    run.pass_on()
 
 
 def _send(found: Mapping[str, Tensor], leaves: Mapping[str, Tensor], rows: np.ndarray) -> None:
@@ -356,8 +355,6 @@ class _Run:
         """Into how many parts each own micro-batch was cut."""
         self.graphs: dict[int, dict[str, Tensor]] = {}
         """For gradient caching: what own micro-batches gave, with the graph behind it, where that is kept."""
-        self.leaves: list[tuple[int, np.ndarray, Tensor]] | None = None
-        """For gradient caching: (group, rows, leaf) of inputs that another model has made."""
         names = [group.name for group in self.groups]
         assert len(set(names)) == len(names), f"two groups of one name: {names}"
 
@@ -374,13 +371,8 @@ class _Run:
 
     def encode(self, piece: Piece) -> dict[str, Tensor]:
         """One micro-batch through the model; floating values come back as float32."""
-        group, rows, beside = self.groups[piece.group], piece.rows, piece.whole
-        if torch.is_grad_enabled() and self.leaves is not None and _is_made(group):
-            assert group.tensor is not None
-            leaf = group.tensor.detach()[torch.from_numpy(rows)].requires_grad_()
-            self.leaves.append((piece.group, rows, leaf))
-            group, rows = replace(group, tensor=leaf), np.arange(len(rows))
-        micro = assemble(group, rows, self.device, self.pad_id, None if self.rng_key is None else beside)
+        beside = None if self.rng_key is None else piece.whole
+        micro = assemble(self.groups[piece.group], piece.rows, self.device, self.pad_id, beside)
         with self.drawing(piece):
             found = self.model.encode(micro, self.need)
         return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
@@ -403,7 +395,6 @@ class _Run:
             keep: for gradient caching: keep the graphs of the first ones, as many as the budget allows.
         """
         done: list[dict[str, Tensor]] = []
-        self.leaves = [] if keep else None
         before, seen = self.budget.kept, _storages(self.model) if keep else set()
 
         def work(number: int, piece: Piece) -> dict[str, Tensor]:
@@ -417,7 +408,6 @@ class _Run:
 
         def set_free() -> None:
             self.graphs.clear()
-            self.leaves = [] if keep else None
             self.budget.kept = before
             seen.intersection_update(_storages(self.model))
 
@@ -429,18 +419,6 @@ class _Run:
 
     def _encode_piece(self, number: int, piece: Piece) -> dict[str, Tensor]:
         return _join([self.encode(part) for part in self.parts(number, piece)])
-
-    def pass_on(self) -> None:
-        """The gradient of inputs that a model has made, into that model."""
-        totals: dict[int, tuple[Tensor, Tensor]] = {}
-        for group_number, rows, leaf in self.leaves or ():
-            tensor = self.groups[group_number].tensor
-            assert tensor is not None
-            if leaf.grad is not None:
-                _, total = totals.setdefault(group_number, (tensor, torch.zeros_like(tensor)))
-                total[torch.from_numpy(rows)] += leaf.grad
-        for tensor, total in totals.values():
-            torch.autograd.backward(tensor, total)
 
     def complete(self, own: _Own) -> Representations:
         """Own representations joined, exchanged between processes, and put in the order of the rows."""
@@ -473,11 +451,6 @@ class _Run:
             index = torch.from_numpy(back).to(self.device)
             result[group.name] = {name: value.index_select(0, index) for name, value in joined.items()}
         return result
-
-
-def _is_made(group: RowGroup) -> bool:
-    """Whether the inputs come from a model that trains too (a generator)."""
-    return group.tensor is not None and group.tensor.requires_grad
 
 
 def _join(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -607,9 +580,14 @@ def signals_of(
     budget: Budget | None = None,
     workers: Workers | None = None,
     autocast: torch.dtype | None = None,
+    graph: bool = False,
 ) -> Signals:
-    """Signals of a batch without gradients, in evaluation mode: what a frozen teacher says."""
-    with torch.no_grad(), evaluating(model):
+    """Signals of a batch in evaluation mode: what a frozen teacher says.
+
+    Args:
+        graph: keep the way back to the inputs, for a model that has made them and learns from this.
+    """
+    with torch.set_grad_enabled(graph), evaluating(model):
         reps = represent(
             model, model.rows(batch, need), need, device=device, budget=budget, workers=workers, autocast=autocast
         )

@@ -25,7 +25,7 @@ def problems(workspace: Path, *settings: str) -> list[str]:
         (["dev=null", "dev_candidates=mined"], "dev_candidates: no `dev` split"),
         (["dev=null", "patience=3"], "patience: no `dev` split"),
         (["also_train={ranker: teacher}"], "also_train.ranker: a model 'ranker' that no loss trains"),
-        (["producers=[student]"], "producers: no model but those that make inputs"),
+        (["producers=[student]"], "producers: no model 'student' that trains beside the student"),
         (["losses=[{type: kl, name: a}, {type: mse, name: a}]"], "losses[1].name: a second loss named 'a'"),
         (["losses=[{type: kl}, {type: kl}, {type: mse, name: kl-1}]"], "losses[2].name: a second loss named 'kl-1'"),
         (["losses=[{type: kl, name: loss}]"], "losses[0].name: the name 'loss'"),
@@ -39,6 +39,13 @@ def problems(workspace: Path, *settings: str) -> list[str]:
 def test_an_option_that_would_do_nothing_is_a_fault(workspace: Path, settings: list[str], words: str):
     found = problems(workspace, *settings)
     assert len(found) == 1 and words in found[0]
+
+
+def test_stored_scores_know_nothing_of_what_a_model_makes(workspace: Path):
+    losses = "losses=[{type: kl, name: a}, {type: kl, name: b, model: maker}]"
+    found = problems(workspace, "also_train={maker: teacher}", "producers=[maker]", losses)
+    assert any("teachers[0]: a teacher that is no model ('scores') for inputs that 'maker' makes" in it for it in found)
+    assert any("producers: a model that makes no inputs ('maker')" in it for it in found)
 
 
 @pytest.mark.parametrize(
