@@ -18,6 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from odd_json import ODD, changed, fuzzing
 from teacher_fakes import FakeContext
 
 from kdfw.errors import ConfigError
@@ -26,6 +29,7 @@ from kdfw.teachers.endpoint import (
     EndpointError,
     OpenAI,
     _Nonsense,
+    _retry_after,
     log_odds,
     order_of,
     windows,
@@ -517,3 +521,68 @@ def test_a_missing_key_names_its_variable(server: Server, tmp_path: Path) -> Non
 def test_addresses_that_hold_secrets_or_are_none_are_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="base_url"):
         OpenAI(base_url=url, model="m")
+
+
+# ---------------------------------------------------------------- anything at all
+
+ANSWERS = {
+    "yes-no": {"choices": [odds_choice(yes=-0.5, no=-1.5)], "usage": {"prompt_tokens": 3, "completion_tokens": 1}},
+    "grade": {"choices": [text_choice("2")], "usage": {"prompt_tokens": 3, "completion_tokens": 1}},
+    "listwise": {"choices": [text_choice("[2] > [1]")], "usage": None},
+}
+TEXTS = st.text(max_size=30) | st.sampled_from(
+    ["[1]", "[2] > [1]", "[1] [1]", "<think>[2]", "3", "-1", "99999999", KEY]
+)
+BODIES = {
+    kind: changed(answer) | TEXTS.map(lambda text: json.dumps({"choices": [text_choice(text)]}).encode())
+    for kind, answer in ANSWERS.items()
+}
+
+
+@given(
+    data=st.data(), kind=st.sampled_from(sorted(ANSWERS)), status=st.sampled_from([200] * 8 + [204, 400, 401, 429, 500])
+)
+@fuzzing(400)
+def test_any_answer_gives_scores_or_an_error_without_the_key(
+    server: Server, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, kind: str, status: int
+) -> None:
+    options = {"mode": "listwise"} if kind == "listwise" else {"answer": kind}
+    root = tmp_path_factory.mktemp("teacher")
+    teacher = loaded(server, root, retries=0, nonsense_retries=1, token_budget=10_000, **options)
+    server.script = [(status, {}, data.draw(BODIES[kind])) for _ in range(2)]
+    server.answer = lambda prompt: ANSWERS[kind]["choices"][0]
+    try:
+        scores = np.asarray(score(teacher, ["p1", "p2"])[0])
+    except EndpointError as error:
+        assert str(error) and KEY[:8] not in str(error)
+        return
+    assert scores.shape == (2,) and not np.isinf(scores).any()
+    if kind == "grade":
+        assert ((scores >= 0) & (scores <= 3) | np.isnan(scores)).all()
+    if kind == "listwise":
+        assert sorted(scores.tolist()) == [0.0, 1.0] or np.isnan(scores).all()
+    assert teacher.report()["tokens_sent"] >= 0
+    again = loaded(server, root, retries=0, **options)
+    if np.isfinite(scores).all():  # what made sense is stored, and asked no more
+        before = len(server.requests)
+        assert score(again, ["p1", "p2"]) == [scores.tolist()] and len(server.requests) == before
+
+
+@given(value=st.text(max_size=30) | ODD.map(str) | st.sampled_from(["Wed, 21 Oct 2099 07:28:00 GMT", "-5", "inf"]))
+@fuzzing(200)
+def test_any_wished_wait_is_a_number_of_seconds_or_none(value: str) -> None:
+    found = _retry_after(value)
+    assert found is None or (math.isfinite(found) and found >= 0)
+
+
+@given(
+    answer=st.text(max_size=60) | st.lists(st.integers(-1, 9).map(lambda n: f"[{n}]")).map(" > ".join),
+    count=st.integers(1, 7),
+)
+@fuzzing(300)
+def test_any_answer_of_a_ranker_is_an_order_or_nonsense(answer: str, count: int) -> None:
+    try:
+        order, _ = order_of(without_thoughts(answer), count)
+    except _Nonsense:
+        return
+    assert sorted(order) == list(range(count))
