@@ -20,7 +20,7 @@ from kdfw.recipe.recipe import Recipe, StageEntry
 from kdfw.recipe.source import RecipePath
 from kdfw.recipe.view import Kept, PlanView, counted_lists
 
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 """Part of every fingerprint: raised when the engine itself computes something differently."""
 
 
