@@ -17,6 +17,7 @@ from kdfw.context import Workers
 from kdfw.plugins import registry
 
 CASES = cases()
+pytestmark = pytest.mark.xdist_group("same gradient")  # one worker computes all cases, not each of them
 RELATIVE = 1e-6
 """Of the loss, and of each gradient measured against the largest gradient of the step."""
 
