@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -148,6 +148,12 @@ def carve(ids: Sequence[str], share: float, salt: str = "dev") -> tuple[list[int
     if not out or not stay:
         raise DataError(f"{salt}_share {share} of {len(ids)} items leaves a part empty; choose another share")
     return stay, out
+
+
+def without_labels(bare: Iterable[str], dev_share: float) -> frozenset[str]:
+    """Splits without labels: those of the files, and the dev split that is carved from such a training split."""
+    found = frozenset(bare)
+    return found | {"dev"} if dev_share > 0 and "train" in found else found
 
 
 def split_names(found: Sequence[str], dev_share: float) -> list[str]:

@@ -20,7 +20,15 @@ from pydantic import Field
 
 from kdfw.amounts import Amount, Sizes
 from kdfw.data.image_table import MAX_IMAGE_BYTES
-from kdfw.data.ingest import IngestedDataset, carve, known_split, read_strings, split_names, write_strings
+from kdfw.data.ingest import (
+    IngestedDataset,
+    carve,
+    known_split,
+    read_strings,
+    split_names,
+    without_labels,
+    write_strings,
+)
 from kdfw.data.lines import BadLines, Fields, open_bytes, read_json, read_lines, show
 from kdfw.data.ranking_sets import DevShare, Name, Skip
 from kdfw.data.sets import ClassMeasure, Data, Labelled, LabelledData
@@ -213,8 +221,7 @@ class TextClassification(IngestedDataset):
         if unknown:
             name = sorted(unknown)[0]
             raise ConfigError(f"text-classification: unlabelled: no split {name!r}; {one_of(name, files)}")
-        carved = {"dev"} if dev_share > 0 and "train" in self._unlabelled else set()
-        self.without_labels = frozenset(self._unlabelled | carved)
+        self.without_labels = without_labels(self._unlabelled, dev_share)
         decisive: dict[str, Any] = {"keys": self._keys, "columns": self._columns, "classes": classes}
         decisive["dev_share"] = dev_share
         shape = {split: _is_tsv(path) for split, path in files.items()}

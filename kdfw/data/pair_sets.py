@@ -13,7 +13,15 @@ import numpy as np
 from pydantic import Field
 
 from kdfw.amounts import Sizes
-from kdfw.data.ingest import IngestedDataset, carve, known_split, read_strings, split_names, write_strings
+from kdfw.data.ingest import (
+    IngestedDataset,
+    carve,
+    known_split,
+    read_strings,
+    split_names,
+    without_labels,
+    write_strings,
+)
 from kdfw.data.lines import BadLines, parse_float, read_lines, show
 from kdfw.data.ranking_sets import DevShare, Name, Skip, in_usual_order
 from kdfw.data.sets import Data, PairData, Pairs, Parallel, ParallelData
@@ -217,8 +225,7 @@ class TsvPairs(IngestedDataset):
         if unknown:
             name = sorted(unknown)[0]
             raise ConfigError(f"tsv-pairs: unlabelled: no split {name!r}; {one_of(name, files)}")
-        bare = set(files) if gold is None else self._unlabelled
-        self.without_labels = frozenset(bare | ({"dev"} if dev_share > 0 and "train" in bare else set()))
+        self.without_labels = without_labels(files if gold is None else self._unlabelled, dev_share)
         if len({gold, left, right}) != 3:
             raise ConfigError("tsv-pairs: gold, left and right must be different columns")
         decisive: dict[str, Any] = {
