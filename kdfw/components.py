@@ -326,6 +326,10 @@ class Model(Component, nn.Module):
         """What the model costs, from its configuration, without loading it; None when it does not tell."""
         return None
 
+    def num_transformers(self) -> int | None:
+        """How many transformers it is made of, as its options say; None when they do not tell."""
+        return None
+
     def rows(self, batch: Batch, need: frozenset[str]) -> list[RowGroup]:
         raise NotImplementedError
 

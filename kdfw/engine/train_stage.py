@@ -183,6 +183,7 @@ class Train(Stage):
             if name not in learning and reference not in self.teachers:
                 fix = f"give a loss `model: {name}`, or leave it out"
                 yield plan.problem("also_train", name, found=f"a model {name!r} that no loss trains", fix=fix)
+        yield from self._check_start(plan)
         yield from self._check_names(plan)
         for name in self.settings_.models:
             if name not in trained:
@@ -195,6 +196,17 @@ class Train(Stage):
         if self.dev is not None:
             measure = ("dev_measure", self.dev_measure)
             yield from check_dev(plan, "dev", self.dev, measure, self.dev_candidates, self.student)
+
+    def _check_start(self, plan: PlanView) -> Iterator[Problem]:
+        if self.encoder_from is None:
+            return
+        source, student = plan.model(self.encoder_from), plan.model(self.student)
+        count = source.num_transformers() if isinstance(source, Model) else None
+        if count is not None and count != 1:
+            found = f"a model of {count} transformers ({self.encoder_from!r})"
+            yield plan.problem("encoder_from", found=found, fix="name a model that has just one")
+        if isinstance(student, Model) and student.num_transformers() == 0:
+            yield plan.problem("encoder_from", found="a student without a transformer", fix="leave this out")
 
     def _check_names(self, plan: PlanView) -> Iterator[Problem]:
         names = self.loss_names

@@ -96,6 +96,9 @@ class BiEncoder(TextModel):
         shape = super().shape()
         return shape if shape is None or self.projection is None else replace(shape, width=Amount(self.projection))
 
+    def num_transformers(self) -> int | None:
+        return 1 if self.towers == "shared" else 2
+
     # ------------------------------------------------------------ loading and saving
 
     def load(self, weights: Path | None = None) -> None:

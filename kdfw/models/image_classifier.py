@@ -67,6 +67,9 @@ class ImageClassifier(Model):
         """Names of the classes, in the order of the logits."""
         return list(self.facts.get("classes", []))
 
+    def num_transformers(self) -> int | None:
+        return 0 if self.net is not None else 1
+
     def base_fingerprint(self) -> str:
         return f"scratch:{self.net}" if self.base is None else checkpoint.fingerprint(self.base, self.revision)
 

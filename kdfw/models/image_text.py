@@ -91,6 +91,9 @@ class ImageTextEncoder(TextModel):
     def shape(self) -> Shape | None:
         return None  # an image has no tokens to count
 
+    def num_transformers(self) -> int | None:
+        return 1 if self.net is not None else 2
+
     def fit_data(self, data: Any) -> None:
         """Take size and normalisation from the data's images. Called before `load`."""
         for source in (*getattr(data, "queries", {}).values(), getattr(data, "corpus", None)):

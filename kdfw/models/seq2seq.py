@@ -87,6 +87,9 @@ class Seq2Seq(TextModel):
     def shape(self) -> Shape | None:
         return None  # two stacks of layers, which the count of one token does not fit
 
+    def num_transformers(self) -> int | None:
+        return None  # an encoder and a decoder, which architectures nest in their own ways
+
     def base_fingerprint(self) -> str:
         if self.scratch is not None:
             return f"scratch:{self.scratch.model_dump_json()}"

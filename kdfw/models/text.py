@@ -82,6 +82,9 @@ class TextModel(Model):
             limits={name: limit for name, limit in limits.items() if limit is not None},
         )
 
+    def num_transformers(self) -> int | None:
+        return 1
+
     def source(self, weights: Path | None) -> Path | str:
         """Where to load from: a saved folder, the folder of the base, or a hub name."""
         return weights or checkpoint.locate(self.base) or self.base

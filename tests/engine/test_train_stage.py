@@ -41,6 +41,15 @@ def test_an_option_that_would_do_nothing_is_a_fault(workspace: Path, settings: l
     assert len(found) == 1 and words in found[0]
 
 
+def test_a_transformer_is_taken_from_a_model_that_has_one(workspace: Path):
+    base = workspace / "student"
+    two = f"models.two={{type: bi-encoder, base: {base}, towers: two}}"
+    with pytest.raises(ConfigError) as caught:
+        kdfw.plan(workspace / "recipe.yaml", [two, "stages.2.encoder_from=two"])
+    assert ["encoder_from: a model of 2 transformers ('two')" in str(each) for each in caught.value.problems] == [True]
+    assert kdfw.plan(workspace / "recipe.yaml", ["stages.2.encoder_from=teacher"])
+
+
 def test_stored_scores_know_nothing_of_what_a_model_makes(workspace: Path):
     losses = "losses=[{type: kl, name: a}, {type: kl, name: b, model: maker}]"
     found = problems(workspace, "also_train={maker: teacher}", "producers=[maker]", losses)
