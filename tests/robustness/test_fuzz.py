@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from odd_values import HUGE, ODD, fuzzing, some_place
 
 from kdfw.cli import main
 from kdfw.components import KINDS
@@ -25,27 +25,7 @@ from kdfw.recipe.recipe import build, read
 from kdfw.recipe.source import parse
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-
-HUGE = "a-number-beyond-what-python-prints"
-"""Stands for one in what is written as YAML."""
-ODD = st.one_of(
-    st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), st.text(max_size=12),
-    st.sampled_from(["", " ", "a|b", "distill.x", "..", "#", "${HOME}", "$NOT_SET_ANYWHERE", "~", "\0", "1e999",
-                     "~nosuchuser/x", "/" + "x" * 300, "/x" * 3000]),
-    st.sampled_from([2**63, -(2**63) - 1, HUGE]),
-    st.sampled_from([[], {}, [[]], [None], {"type": None}, {"type": []}, {"type": "kl"}, {"x": {"y": []}}, [1, "a"]]),
-    st.recursive(st.none() | st.integers(-3, 3), lambda inner: st.lists(inner, max_size=2)
-                 | st.dictionaries(st.text(max_size=3), inner, max_size=2), max_leaves=6),
-)  # fmt: skip
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every path of a nested value, but the root."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield (*path, key)
-        yield from places(item, (*path, key))
+QUICK = fuzzing(60)
 
 
 @st.composite
@@ -53,13 +33,7 @@ def mutated(draw: st.DrawFn) -> str:
     """A shipped recipe with a few of its values removed, renamed, replaced or nested."""
     raw = yaml.safe_load(draw(st.sampled_from(RECIPES)).read_text(encoding="utf-8"))
     for _ in range(draw(st.integers(1, 4))):
-        found = list(places(raw))
-        if not found:
-            break
-        *above, key = draw(st.sampled_from(found))
-        holder = raw
-        for part in above:
-            holder = holder[part]
+        holder, key = some_place(draw, raw)
         kind = draw(st.sampled_from(["replace", "replace", "delete", "rename", "nest", "repeat"]))
         if kind == "replace":
             holder[key] = copy.deepcopy(draw(ODD))  # later changes must not reach what others draw
@@ -79,7 +53,7 @@ def test_there_are_recipes_to_change():
     assert len(RECIPES) >= 5
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@fuzzing(300)
 @given(text=mutated())
 def test_a_mutated_recipe_gives_a_plan_or_an_error_with_a_place(text: str):
     try:

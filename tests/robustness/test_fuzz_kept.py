@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from odd_json import changed, fuzzing, put
+from odd_values import changed, fuzzing, put
 from whole_runs import results, run
 
 from kdfw.cli import main

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from odd_json import ODD, changed, fuzzing
+from odd_values import ODD, changed, fuzzing
 from teacher_fakes import FakeContext
 
 from kdfw.errors import ConfigError
