@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     (
-        "types errors amounts references fingerprint files memory components context hookspecs options processes "
-        "schedules tracking"
+        "types errors amounts references fingerprint files memory components context hookspecs annotations "
+        "option_faults options processes schedules tracking"
     ),
     ("data losses models samplers retrieval teachers evaluation report"),
     ("plugins describe recipe scaffold"),
