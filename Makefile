@@ -17,7 +17,7 @@ quickstart: setup
 	$(BIN)/kdfw run recipes/quickstart.yaml --out runs/quickstart
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 
 lint: setup
 	$(BIN)/ruff format --check .

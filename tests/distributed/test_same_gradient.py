@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from distributed_steps import CLOCK, TASK, Case, Models, Outcome, cases, run_case
+from filelock import FileLock
 from run_processes import Together
 from tiny import write_bert
 
@@ -17,7 +20,6 @@ from kdfw.context import Workers
 from kdfw.plugins import registry
 
 CASES = cases()
-pytestmark = pytest.mark.xdist_group("same gradient")  # one worker computes all cases, not each of them
 RELATIVE = 1e-6
 """Of the loss, and of each gradient measured against the largest gradient of the step."""
 
@@ -65,10 +67,8 @@ def agreement(alone: Outcome, both: list[dict[str, torch.Tensor]]) -> Agreement:
     )
 
 
-@pytest.fixture(scope="module")
-def agreements(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Agreement]:
+def compare(root: Path) -> dict[str, Agreement]:
     """By case. The two processes start once for all cases, while this one computes its own."""
-    root = tmp_path_factory.mktemp("gradients")
     write_bert(root / "bert-0", layers=2, seed=1)
     write_bert(root / "bert-1", layers=2, seed=2)
     started = Together(root).start(2, run_all, root, root)
@@ -77,6 +77,20 @@ def agreements(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Agreement]
     assert started.codes(timeout=300) == [0, 0], started.errors()
     both = [torch.load(root / f"{rank}.pt", weights_only=True) for rank in range(2)]
     return {name: agreement(outcome, [found[name] for found in both]) for name, outcome in alone.items()}
+
+
+@pytest.fixture(scope="module")
+def agreements(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, Agreement]:
+    """By case; of several workers of one test run the first computes it for all, for it takes minutes."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own if worker_id == "master" else own.parent) / "gradients"
+    with FileLock(shared.with_suffix(".lock")):
+        if not (shared / "agreements.json").exists():
+            shared.mkdir()
+            found = {name: dataclasses.asdict(each) for name, each in compare(shared).items()}
+            (shared / "agreements.json").write_text(json.dumps(found), encoding="utf-8")
+    found = json.loads((shared / "agreements.json").read_text(encoding="utf-8"))
+    return {name: Agreement(**{**each, "losses": tuple(each["losses"])}) for name, each in found.items()}
 
 
 @pytest.mark.slow
