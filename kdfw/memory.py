@@ -88,18 +88,22 @@ class Upkeep:
     """
 
     def __init__(self) -> None:
-        self._settled, self._seen = 0.0, 0
+        self._seen, self._fresh = 0, False
+        self._least = self._settled = 0.0
+        """What it settled at in the beginning, and since memory was last returned."""
 
     def check(self) -> bool:
         """Return freed memory if the process has grown by `GROWTH` since it settled; whether it was done."""
         now = resident_memory()
         self._seen += 1
         if self._seen <= SETTLING:
-            self._settled = max(self._settled, now)
+            self._least = self._settled = max(self._least, now)
+        elif self._fresh:  # the first batch shows what is needed; more of them would show new holes, too
+            self._settled, self._fresh = max(self._least, now), False
         if now <= GROWTH * self._settled:
             return False
         return_freed_memory()
-        self._settled, self._seen = 0.0, 0
+        self._fresh = True
         return True
 
 

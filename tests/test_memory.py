@@ -38,6 +38,22 @@ def test_it_settles_anew_after_memory_was_returned(monkeypatch: pytest.MonkeyPat
     assert checked(monkeypatch, sizes) == [False] * 8 + [True] + [False] * 8 + [False, True]
 
 
+def test_new_holes_do_not_count_as_needed(monkeypatch: pytest.MonkeyPatch, returned: list[int]) -> None:
+    """Sizes that grow by one after each return, from 11: never above 1.35 times what was needed at first."""
+    size, shown = [10.0], []
+
+    def resident() -> float:
+        size[0] = 11.0 if returned and len(returned) != len(shown) else size[0] + 0.2
+        shown[:] = returned
+        return size[0]
+
+    monkeypatch.setattr(memory, "resident_memory", resident)
+    upkeep = memory.Upkeep()
+    sizes = [(upkeep.check(), size[0])[1] for _ in range(400)]
+    assert len(returned) > 10
+    assert max(sizes) < 1.35 * 11.7 + 0.2
+
+
 def test_where_the_system_says_nothing_nothing_is_done(monkeypatch: pytest.MonkeyPatch, returned: list[int]) -> None:
     assert not any(checked(monkeypatch, [0.0] * 30))
 
