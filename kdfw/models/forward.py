@@ -301,7 +301,9 @@ def _kept_bytes(seen: set[int]) -> Iterator[Callable[[], int]]:
             if storage.data_ptr() not in seen:
                 seen.add(storage.data_ptr())
                 total += storage.nbytes()
-        return value
+        # not the tensor itself: an output kept by the node that made it would never be freed where no gradient comes
+        # by (a pooler that no loss reads), and hold what is before it
+        return value.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
         yield lambda: total

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdfw.components import Model
 from kdfw.context import Workers
@@ -541,3 +541,29 @@ def test_two_processes_give_the_loss_and_gradient_of_one(
     together = torch.load(tmp_path / f"out-{cached}.pt", weights_only=True)
     assert together["loss"] == pytest.approx(loss, rel=1e-6)
     assert_close(alone, together["gradients"])
+
+
+def test_what_is_kept_for_the_backward_pass_is_freed_after_it() -> None:
+    import gc
+
+    from kdfw.models.forward import _kept_bytes
+
+    layer, pooler = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def step() -> None:
+        with _kept_bytes(set()) as count:
+            states = layer(torch.randn(3, 4))
+            pooler(states).tanh()  # no gradient comes here
+        assert count() > 0
+        states.sum().backward()
+
+    def alive() -> int:
+        gc.collect()
+
+        return sum(type(each) is Tensor and each.grad_fn is not None for each in gc.get_objects())
+
+    step()
+    before = alive()
+    for _ in range(5):
+        step()
+    assert alive() == before
