@@ -48,7 +48,7 @@ class Component:
         """Faults that need more than one option to see: signals a teacher cannot give, a split that is not there.
 
         Called of a stage and of everything in it. `plan` is a `kdfw.recipe.view.PlanView`, whose `problem` takes a key
-        of this component; nothing may be loaded.
+        of this component; nothing may be loaded. Asking it about a reference that is a fault itself ends the check.
         """
         return iter(())
 

@@ -140,7 +140,16 @@ class Train(Stage):
     # ------------------------------------------------------------ checks
 
     def check(self, plan: PlanView) -> Iterator[Problem]:
-        trained = self.trained_models()
+        parts = [self._check_options(plan), self._check_models(plan), self._check_start(plan), self._check_names(plan)]
+        parts += [self._check_loss(plan, number, loss) for number, loss in enumerate(self.losses)]
+        parts += [self._check_teacher(plan, number, reference) for number, reference in enumerate(self.teachers)]
+        for part in parts:
+            yield from plan.as_far_as_known(part)
+        if self.dev is not None:
+            measure = ("dev_measure", self.dev_measure)
+            yield from check_dev(plan, "dev", self.dev, measure, self.dev_candidates, self.student)
+
+    def _check_options(self, plan: PlanView) -> Iterator[Problem]:
         if not self.losses:
             yield plan.problem("losses", found="no losses", fix="add at least one")
         if plan.splits and self.split not in plan.splits:
@@ -161,15 +170,22 @@ class Train(Stage):
                 fix = f"it serves: {', '.join(sorted(augmenter.tasks))}"
                 found = f"an augmenter that does not serve the task {plan.task}"
                 yield plan.problem("augment", number, found=found, fix=fix)
-        for name, reference in trained.items():
-            unfit = plan.unfit(plan.model(reference))
-            if unfit is not None:
-                key = ("student",) if name == STUDENT else ("also_train", name)
-                yield plan.problem(*key, found=f"a model that {unfit[0]}", fix=unfit[1])
+        trained = self.trained_models()
+        for name in self.settings_.models:
+            if name not in trained:
+                fix = one_of(name, trained)
+                yield plan.problem("train", "models", name, found=f"no trained model {name!r}", fix=fix)
+
+    def _check_models(self, plan: PlanView) -> Iterator[Problem]:
         for name in self.also_train:
             if name in (STUDENT, "losses") or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
                 fix = f"letters, digits, '_' and '-', not {STUDENT!r} or 'losses': it names files"
                 yield plan.problem("also_train", name, found=f"a model named {name!r}", fix=fix)
+        learning = {loss.settings.model or STUDENT for loss in self.losses}
+        for name, reference in self.also_train.items():
+            if name not in learning and reference not in self.teachers:
+                fix = f"give a loss `model: {name}`, or leave it out"
+                yield plan.problem("also_train", name, found=f"a model {name!r} that no loss trains", fix=fix)
         for name in self.producers:
             model = plan.model(self.also_train[name]) if name in self.also_train else None
             if name not in self.also_train:
@@ -178,24 +194,11 @@ class Train(Stage):
             elif isinstance(model, Model) and type(model).produce is Model.produce:
                 fix = "its class needs a method `produce`"
                 yield plan.problem("producers", found=f"a model that makes no inputs ({name!r})", fix=fix)
-        learning = {loss.settings.model or STUDENT for loss in self.losses}
-        for name, reference in self.also_train.items():
-            if name not in learning and reference not in self.teachers:
-                fix = f"give a loss `model: {name}`, or leave it out"
-                yield plan.problem("also_train", name, found=f"a model {name!r} that no loss trains", fix=fix)
-        yield from self._check_start(plan)
-        yield from self._check_names(plan)
-        for name in self.settings_.models:
-            if name not in trained:
-                yield plan.problem(
-                    "train", "models", name, found=f"no trained model {name!r}", fix=one_of(name, trained)
-                )
-        for number, loss in enumerate(self.losses):
-            yield from self._check_loss(plan, number, loss)
-        yield from self._check_teachers(plan)
-        if self.dev is not None:
-            measure = ("dev_measure", self.dev_measure)
-            yield from check_dev(plan, "dev", self.dev, measure, self.dev_candidates, self.student)
+        for name, reference in self.trained_models().items():
+            unfit = plan.unfit(plan.model(reference))
+            if unfit is not None:
+                key = ("student",) if name == STUDENT else ("also_train", name)
+                yield plan.problem(*key, found=f"a model that {unfit[0]}", fix=unfit[1])
 
     def _check_start(self, plan: PlanView) -> Iterator[Problem]:
         if self.encoder_from is None:
@@ -275,32 +278,29 @@ class Train(Stage):
                 found = f"a loss that needs {', '.join(missing)} of the teacher {teacher!r}"
                 yield plan.problem("losses", number, found=found, fix=f"that teacher gives: {gives}")
 
-    def _check_teachers(self, plan: PlanView) -> Iterator[Problem]:
+    def _check_teacher(self, plan: PlanView, number: int, reference: str) -> Iterator[Problem]:
         making = [augmenter for augmenter in self.augment if augmenter.makes_texts]
-        for number, reference in enumerate(self.teachers):
-            model = plan.model(reference)
-            stored = model is None
-            live = plan.scorer(reference) if stored else model
-            if making and not plan.scores_made_texts(live):
-                found = f"stored scores ({reference!r}) for examples that are made on the fly"
-                fix = (
-                    "name a model, or a score stage of one (`activation: none`), so that it scores them while training"
-                )
-                yield plan.problem("teachers", number, found=found, fix=fix)
-            maker = next((name for name in self.producers if name in self.also_train), None)
-            if maker and not (isinstance(model, Model) or getattr(model, "copies_student", False)):
-                found = f"a teacher that is no model ({reference!r}) for inputs that {maker!r} makes"
-                yield plan.problem("teachers", number, found=found, fix="name a model, which passes on gradients")
-            elif stored and plan.task not in ("ranking", "pairs"):
-                found = f"stored scores for the task {plan.task}"
-                yield plan.problem("teachers", number, found=found, fix="name the teacher model itself")
-            split = getattr(plan.stage_of(reference), "split", self.split)
-            if stored and plan.task == "pairs" and split != self.split:
-                found = f"scores of the split {split!r} ({reference!r})"
-                yield plan.problem("teachers", number, found=found, fix=f"this stage trains on {self.split!r}")
-            unfit = plan.unfit(model)
-            if unfit is not None:
-                yield plan.problem("teachers", number, found=f"a teacher that {unfit[0]}", fix=unfit[1])
+        model = plan.model(reference)
+        stored = model is None
+        live = plan.scorer(reference) if stored else model
+        if making and not plan.scores_made_texts(live):
+            found = f"stored scores ({reference!r}) for examples that are made on the fly"
+            fix = "name a model, or a score stage of one (`activation: none`), so that it scores them while training"
+            yield plan.problem("teachers", number, found=found, fix=fix)
+        maker = next((name for name in self.producers if name in self.also_train), None)
+        if maker and not (isinstance(model, Model) or getattr(model, "copies_student", False)):
+            found = f"a teacher that is no model ({reference!r}) for inputs that {maker!r} makes"
+            yield plan.problem("teachers", number, found=found, fix="name a model, which passes on gradients")
+        elif stored and plan.task not in ("ranking", "pairs"):
+            found = f"stored scores for the task {plan.task}"
+            yield plan.problem("teachers", number, found=found, fix="name the teacher model itself")
+        split = getattr(plan.stage_of(reference), "split", self.split)
+        if stored and plan.task == "pairs" and split != self.split:
+            found = f"scores of the split {split!r} ({reference!r})"
+            yield plan.problem("teachers", number, found=found, fix=f"this stage trains on {self.split!r}")
+        unfit = plan.unfit(model)
+        if unfit is not None:
+            yield plan.problem("teachers", number, found=f"a teacher that {unfit[0]}", fix=unfit[1])
 
     def estimate(self, plan: PlanView) -> Workload:
         """Steps, examples, and what the student, and teachers that are asked while it trains, have to read."""

@@ -119,7 +119,6 @@ class Evaluate(Stage):
     def check(self, plan: Any) -> Iterator[Problem]:
         from kdfw.evaluation.measures import parse_measures
         from kdfw.evaluation.tasks import MEASURES
-        from kdfw.retrieval import RETRIEVERS
 
         if plan.splits and self.split not in plan.splits:
             yield plan.problem("split", found=f"no split {self.split!r}", fix=f"known: {', '.join(plan.splits)}")
@@ -138,27 +137,32 @@ class Evaluate(Stage):
                 if name not in known:
                     fix = one_of(name, known)
                     yield plan.problem("measures", found=f"no measure {name!r} for {plan.task}", fix=fix)
-        for name in self.systems if plan.task == "pairs" else ():
-            split = getattr(plan.stage_of(name), "split", self.split) if plan.model(name) is None else self.split
-            if split != self.split:
-                fix = f"this stage measures {self.split!r}"
-                yield plan.problem("against", found=f"scores of the split {split!r} ({name!r})", fix=fix)
+        if self.baseline is not None and self.baseline not in self.systems:
+            fix = f"known: {', '.join(self.systems)}"
+            yield plan.problem("baseline", found=f"{self.baseline!r} is not measured here", fix=fix)
         for name in self.systems:
-            search = RETRIEVERS[name]() if plan.target(name).kind == "retriever" else None
-            unfit = plan.unfit(search or plan.model(name))
-            if search is not None and plan.task != "ranking":
-                yield plan.problem("against", found=f"{name!r} searches passages", fix=f"the data are {plan.task}")
-            elif unfit is not None:
-                key = "models" if name in self.models else "against"
-                yield plan.problem(key, found=f"{name!r} {unfit[0]}", fix=unfit[1])
+            yield from plan.as_far_as_known(self._check_system(plan, name))
         if self.candidates is not None and self.data is not None:
             of = getattr(plan.stage_of(self.candidates), "data", self.data)
             if of != self.data:
                 fix = "name them for each benchmark: {name: ..., candidates: bm25}"
                 yield plan.problem("candidates", found="lists for queries of other data", fix=fix)
-        if self.baseline is not None and self.baseline not in self.systems:
-            fix = f"known: {', '.join(self.systems)}"
-            yield plan.problem("baseline", found=f"{self.baseline!r} is not measured here", fix=fix)
+
+    def _check_system(self, plan: Any, name: str) -> Iterator[Problem]:
+        from kdfw.retrieval import RETRIEVERS
+
+        if plan.task == "pairs":
+            split = getattr(plan.stage_of(name), "split", self.split) if plan.model(name) is None else self.split
+            if split != self.split:
+                fix = f"this stage measures {self.split!r}"
+                yield plan.problem("against", found=f"scores of the split {split!r} ({name!r})", fix=fix)
+        search = RETRIEVERS[name]() if plan.target(name).kind == "retriever" else None
+        unfit = plan.unfit(search or plan.model(name))
+        if search is not None and plan.task != "ranking":
+            yield plan.problem("against", found=f"{name!r} searches passages", fix=f"the data are {plan.task}")
+        elif unfit is not None:
+            key = "models" if name in self.models else "against"
+            yield plan.problem(key, found=f"{name!r} {unfit[0]}", fix=unfit[1])
 
     def estimate(self, plan: Any) -> Workload:
         """What every measured model has to read; retrievers without a model count for nothing."""

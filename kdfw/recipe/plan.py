@@ -227,12 +227,12 @@ class _Planner:
         data = self._data_of(stage, targets)
         if data not in self.datasets:
             return None
-        missing = len(targets) < len({reference.name for reference in entry.spec.references})
-        if missing or any(target.kind == "faulty" for target in targets.values()):
-            return None  # that fault has been reported; further checks would only repeat it
         view = PlanView(self, entry, targets, data)
         for path, part in parts.items():
-            self.problems.extend(part.check(view.at(path)))
+            self.problems.extend(view.as_far_as_known(part.check(view.at(path))))
+        missing = len(targets) < len({reference.name for reference in entry.spec.references})
+        if missing or any(target.kind == "faulty" for target in targets.values()):
+            return None
         inputs = [target.name for target in targets.values() if target.kind == "stage"]
         value = fingerprint(
             [
@@ -355,7 +355,7 @@ class _Planner:
         if unique:
             stage = self.built.get(unique)
             if stage is None:
-                return Target(kind="stage", name=unique, part=part)  # it has a fault of its own
+                return Target(kind="faulty", name=unique)  # it has a fault of its own
             offers = {
                 "model": "model" in stage.produces,
                 "teacher": bool({"model", "scores"} & stage.produces),
@@ -386,7 +386,8 @@ class _Planner:
     def _missing(self, reference: Reference) -> Problem:
         to = reference.ref.to
         known = [base for base in self.latest if self._lookup(base, to)]
-        known += [name for name in [*self.recipe.models, *self.recipe.data] if self._lookup(name, to)]
+        others = [*self.recipe.models, *self.recipe.data, *registry().names("retriever")]
+        known += [name for name in others if self._lookup(name, to)]
         names = [part.strip() for part in reference.name.split("|")]
         later = {entry.base for entry in self.recipe.stages} - set(self.latest)
         what = {"teacher": "model, teacher or score stage", "candidates": "stage with candidates"}.get(to, to)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,10 @@ class Kept:
     cache: Path
     find: Callable[[str, str], Path | None]
     """(stage type, fingerprint) -> folder of the artifact, when there is one."""
+
+
+class UnresolvedReferenceError(KdfwError):
+    """What was asked about is a fault that has been reported: a reference to nothing, or to something with a fault."""
 
 
 class PlanView:
@@ -57,6 +61,16 @@ class PlanView:
         """A fault at an option of this component."""
         return Problem(where=self.where(*path), found=found, fix=fix)
 
+    def as_far_as_known(self, problems: Iterable[Problem]) -> Iterator[Problem]:
+        """The faults found before one that depends on a reference which is a fault itself.
+
+        A check that is made of independent parts passes each of them through this, so that all the others are made.
+        """
+        try:
+            yield from problems
+        except UnresolvedReferenceError:
+            return
+
     @property
     def task(self) -> str:
         """Task of the stage's data set."""
@@ -82,20 +96,23 @@ class PlanView:
 
     def target(self, name: str) -> Target:
         """What a reference of this stage points to."""
-        return self._targets[name]
+        target = self._targets.get(name)
+        if target is None or target.kind == "faulty":
+            raise UnresolvedReferenceError(name)
+        return target
 
     def model(self, name: str) -> Model | Teacher | None:
         """The model behind a reference (built, not loaded): itself, or what the stage it names starts from.
 
         None when the reference names stored scores, candidates or a retriever.
         """
-        return self._planner.model_behind(self._targets[name])
+        return self._planner.model_behind(self.target(name))
 
     def scorer(self, name: str) -> Model | Teacher | None:
         """Whose scores, as it gives them, a reference to stored scores points to; None where that is no one teacher."""
         stage = self.stage_of(name)
         written_by = getattr(stage, "teacher", None) if getattr(stage, "activation", "none") == "none" else None
-        behind = self._planner.stage_targets.get(self._targets[name].name, {}).get(written_by or "")
+        behind = self._planner.stage_targets.get(self.target(name).name, {}).get(written_by or "")
         return None if behind is None else self._planner.model_behind(behind)
 
     def reader(self, name: str) -> Model | Teacher | None:
@@ -108,7 +125,7 @@ class PlanView:
 
     def stage_of(self, name: str) -> Stage | None:
         """The earlier stage a reference points to, or None for a model or a data set."""
-        target = self._targets[name]
+        target = self.target(name)
         return self._planner.built.get(target.name) if target.kind == "stage" else None
 
     def provides(self, name: str) -> frozenset[str]:
@@ -138,7 +155,7 @@ class PlanView:
 
     def lists(self, name: str) -> tuple[Amount, Amount]:
         """(queries, candidates) of the lists a reference names: counted if they are there, else what was estimated."""
-        target = self._targets[name]
+        target = self.target(name)
         if target.kind == "data":
             rankings = self._planner.sizes_of(target.name).rankings
             return rankings.get(target.part, (unknown(UNREAD), unknown(UNREAD)))

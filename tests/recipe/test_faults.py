@@ -275,3 +275,29 @@ def test_contrast_needs_something_to_find():
 def test_a_setting_without_a_value_says_what_to_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["plan", "quickstart", "--out", str(tmp_path / "run"), "seed"]) == 2
     assert "'seed': not a setting; write key.path=value" in capsys.readouterr().err
+
+
+def test_a_missing_reference_hides_no_other_fault_of_its_stage():
+    text = FULL.replace("teachers: scores", "teachers: [scores, rankr]").replace("student: distill", "student: distil")
+    text = text.replace("of: mined}\n        l", "of: minned}\n        split: tran\n        l")
+    text = text.replace("{type: info-nce, in_batch: true}", "{type: kl, model: other}\n          - {type: hidden-mse}")
+    text += (
+        "  - {name: test, type: evaluate, models: [smal], against: [bm26], baseline: nothing, measures: [nDGC@10]}\n"
+    )
+    found = [line.split(": ", 1)[1] for line in problems(text)]
+    expected = [
+        ("stages[1].stages[1].student", "nothing is called 'distil'"),
+        ("stages[1].stages[1].teachers[1]", "no model, teacher or score stage 'rankr'"),
+        ("stages[1].stages[1].sampler.of", "no stage with candidates 'minned'"),
+        ("stages[1].stages[1].split", "no split 'tran'; did you mean 'train'?"),
+        ("stages[1].stages[1].losses[1].model", "no trained model 'other'"),
+        ("stages[1].stages[1].losses[2]", "a loss that needs hidden of the model"),
+        ("stages[1].stages[1].losses[2]", "a loss that needs hidden of the teacher 'scores'"),
+        ("stages[2].models[0]", "'smal'"),
+        ("stages[2].against[0]", "no system 'bm26' at this point; did you mean 'bm25'?"),
+        ("stages[2].baseline", "'nothing' is not measured here"),
+        ("stages[2].measures", "nDGC@10"),
+    ]
+    for place, what in expected:
+        assert any(line.startswith(f"{place}: ") and what in line for line in found), (place, found)
+    assert len(found) == len(expected), found
